@@ -74,27 +74,13 @@ class ActionChunk:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One training window: the present frame and its state, the next K actions, F future frames, as numpy arrays.
-
-    `latents` holds the present frame at index 0 and then the future frames. `state` and `action` are normalised.
-    `action_valid` is False past the end of the episode and in padded dimensions, `future_valid` is False for
-    frames past the end.
-    """
-
-    mode: Mode
-    latents: Float[np.ndarray, "Z 1+F h w"]
-    future_valid: Bool[np.ndarray, "F"]
-    state: Float[np.ndarray, "S"]
-    action: Float[np.ndarray, "K A"]
-    action_valid: Bool[np.ndarray, "K A"]
-    instruction: str
-    embodiment: int
-
-
-@dataclass(frozen=True)
 class Batch:
-    """B samples stacked as tensors on one device."""
+    """B training windows on one device: the present frame and its state, the next K actions, F future frames.
+
+    `latents` holds the present frame at index 0 and then the future frames. `state` and `action` are normalised and
+    padded to the model's widths. `action_valid` is False past the end of the episode and in padded dimensions,
+    `future_valid` is False for frames past the end.
+    """
 
     modes: tuple[Mode, ...]
     latents: Float[Tensor, "B Z 1+F h w"]

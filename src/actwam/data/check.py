@@ -1,0 +1,246 @@
+"""Reads a whole dataset and lists every problem in it, before a training run finds them one by one.
+
+Nothing on disk is changed. The rules of structure are those of the reader (`tables.examine`); here are the
+rules of content: finite numbers, dimensions that move, regular time, videos that decode, statistics that
+fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from actwam.data.info import ACTION, STATE, Camera, Info, read_info, read_json
+from actwam.data.normalize import CONSTANT_RANGE, Constant
+from actwam.data.problem import Problem, Reporter, reported
+from actwam.data.stats import feature_stats
+from actwam.data.tables import (
+    REWRITE,
+    Clip,
+    Tables,
+    episode_rows,
+    examine,
+    in_episode,
+    locate_clips,
+)
+from actwam.data.v30 import read_tables
+from actwam.data.video import VideoIndex, index_video, iterate_frames, read_frames
+
+Decode = Literal["all", "ends"]
+TIME_TOLERANCE = 1e-4
+"""Seconds. LeRobot refuses time stamps that are further off."""
+STATS_TOLERANCE = 1e-3
+"""Share of a dimension's largest magnitude by which stored statistics may differ from the data."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was read, and all problems, in the order of info, tables, numbers, videos, statistics."""
+
+    folder: Path
+    episodes: int
+    frames: int
+    decoded: int
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """True without errors; warnings are allowed."""
+        return not any(problem.severity == "error" for problem in self.problems)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "ok": self.ok,
+            "episodes": self.episodes,
+            "frames": self.frames,
+            "decoded": self.decoded,
+            "problems": [problem.to_json() for problem in self.problems],
+        }
+
+
+def check(
+    folder: Path,
+    *,
+    action_horizon: int | None = None,
+    decode: Decode = "all",
+    constant: Constant = "error",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Examine the dataset in `folder`; problems are listed, not raised.
+
+    `decode="all"` decodes every frame, "ends" counts the frames of every file and decodes the first and last
+    of each episode. `constant` is the normaliser's policy on a dimension that never moves: with "center" it
+    is a warning. `progress(done, total)` is called with numbers of frames, all cameras together.
+    """
+    problems: list[Problem] = []
+    report: Reporter = problems.append
+    info, tables, decoded = None, None, 0
+    with reported(report):
+        info = read_info(folder)
+    if info is not None:
+        with reported(report):
+            tables = read_tables(info, report)
+    if info is not None and tables is not None:
+        examine(tables, info, report)
+        _check_numbers(tables, info, report)
+        _check_horizon(tables, action_horizon, report)
+        _check_ranges(tables, info, constant, report)
+        decoded = _check_videos(tables, info, decode, report, progress)
+        _check_stats(tables, info, report)
+    return Report(
+        folder=folder,
+        episodes=len(tables.episodes) if tables else 0,
+        frames=sum(len(rows.index) for rows in tables.rows.values()) if tables else 0,
+        decoded=decoded,
+        problems=tuple(problems),
+    )
+
+
+def _check_numbers(tables: Tables, info: Info, report: Reporter) -> None:
+    """NaN and Inf, one problem per episode and dimension, and time stamps other than frame / fps."""
+    for episode, file, rows in episode_rows(tables):
+        for key, values, names in (
+            (STATE, rows.state, info.state_names),
+            (ACTION, rows.action, info.action_names),
+        ):
+            bad = ~np.isfinite(values)
+            for i in np.flatnonzero(bad.any(0)):
+                frame = int(bad[:, i].argmax())
+                what = f"{names[i]} is {values[frame, i]} in {bad[:, i].sum()} rows"
+                fix = "drop the episode, or record it again"
+                report(Problem(file=file, episode=episode.index, frame=frame, key=key, what=what, fix=fix))
+        time = rows.timestamp
+        expected = np.arange(len(time)) / info.fps
+        rounding = np.spacing(expected.astype(np.float32))
+        wrong = np.flatnonzero(~(np.abs(time - expected) <= TIME_TOLERANCE + rounding))
+        if len(wrong):
+            frame = int(wrong[0])
+            back = "; time runs backwards" if (np.diff(time) <= 0).any() else ""
+            what = f"timestamp is {time[frame]:g} s, expected {expected[frame]:g} at {info.fps} fps{back}"
+            fix = "record at a constant rate, or resample the episode"
+            report(
+                Problem(file=file, episode=episode.index, frame=frame, key="timestamp", what=what, fix=fix)
+            )
+
+
+def _check_horizon(tables: Tables, action_horizon: int | None, report: Reporter) -> None:
+    for episode in tables.episodes:
+        if action_horizon is not None and 1 <= episode.length < action_horizon:
+            what = f"{episode.length} frames are fewer than the action horizon of {action_horizon}"
+            fix = "drop the episode, or train with a shorter horizon"
+            report(Problem(file=tables.episode_file, episode=episode.index, what=what, fix=fix))
+
+
+def _features(tables: Tables, info: Info) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
+    for key, names, field in ((STATE, info.state_names, "state"), (ACTION, info.action_names, "action")):
+        if names and tables.rows:
+            yield key, names, np.concatenate([getattr(rows, field) for rows in tables.rows.values()])
+
+
+def _check_ranges(tables: Tables, info: Info, constant: Constant, report: Reporter) -> None:
+    for key, names, values in _features(tables, info):
+        for i, name in enumerate(names):
+            column = values[:, i][np.isfinite(values[:, i])].astype(np.float64)
+            if len(column) and np.ptp(column) <= CONSTANT_RANGE * np.abs(column).max():
+                report(
+                    Problem(
+                        file=info.file,
+                        key=key,
+                        severity="error" if constant == "error" else "warning",
+                        what=f"{name} is {column[0]:g} in all {len(column)} rows: zero range",
+                        fix='record motion in it, drop it, or normalise with constant="center"',
+                    )
+                )
+
+
+def _check_videos(
+    tables: Tables, info: Info, decode: Decode, report: Reporter, progress: Callable[[int, int], None]
+) -> int:
+    """Returns how many frames were decoded."""
+    placed = locate_clips(tables, info, report)
+    total = sum(max(episode.length, 0) for episode in tables.episodes) * len(info.cameras)
+    done = decoded = 0
+    for camera in info.cameras:
+        files: dict[Path, list[tuple[int, Clip, int]]] = {}
+        for episode in tables.episodes:
+            clip = placed[episode.index][camera.name]
+            files.setdefault(clip.path, []).append((episode.index, clip, episode.length))
+        for path, members in files.items():
+            parts = [(index, clip.first_frame) for index, clip, _ in members]
+
+            def place(
+                problem: Problem, camera: Camera = camera, parts: list[tuple[int, int]] = parts
+            ) -> None:
+                report(in_episode(problem, camera.name, parts, parts[0][0]))
+
+            if path.is_file():  # a missing one has been reported
+                with reported(place):
+                    index = index_video(path)
+                    _check_counts(path, index, camera, members, place)
+                    for _ in _frames(path, index, members, decode):
+                        decoded += 1
+                        progress(done + decoded, total)
+    return decoded
+
+
+def _check_counts(
+    path: Path, index: VideoIndex, camera: Camera, members: list[tuple[int, Clip, int]], place: Reporter
+) -> None:
+    if (index.height, index.width) != (camera.height, camera.width):
+        what = f"pictures are {index.height}x{index.width}, info.json says {camera.height}x{camera.width}"
+        place(Problem(file=path, what=what, fix=REWRITE))
+    wanted = sum(length for _, _, length in members)
+    if index.frames != wanted:
+        what = f"video has {index.frames} frames, its {len(members)} episodes have {wanted}"
+        first_lost = min(index.frames, wanted) if index.frames < wanted else None
+        place(Problem(file=path, frame=first_lost, what=what, fix="copy the file again, or record again"))
+
+
+def _frames(
+    path: Path, index: VideoIndex, members: list[tuple[int, Clip, int]], decode: Decode
+) -> Iterable[np.ndarray]:
+    if decode == "all":
+        return iterate_frames(path)
+    ends = {
+        frame for _, clip, length in members for frame in (clip.first_frame, clip.first_frame + length - 1)
+    }
+    return read_frames(path, np.array(sorted(frame for frame in ends if 0 <= frame < index.frames), int))
+
+
+def _check_stats(tables: Tables, info: Info, report: Reporter) -> None:
+    """Quantiles are not compared: LeRobot merges them to bounds, so they seldom fit."""
+    path = info.folder / "meta" / "stats.json"
+    fix = "compute the statistics again with LeRobot; actwam trains on its own"
+    if not path.is_file():
+        report(Problem(file=path, severity="warning", what="file is missing", fix=fix))
+        return
+    stored: dict[str, Any] = {}
+    with reported(report):
+        stored = read_json(path)
+    for key, names, values in _features(tables, info):
+        if not np.isfinite(values).all():
+            continue  # reported above, and no statistics can fit
+        found = stored.get(key)
+        if not isinstance(found, dict):
+            report(Problem(file=path, key=key, severity="warning", what="statistics are missing", fix=fix))
+            continue
+        expected = feature_stats(values)
+        allowed = STATS_TOLERANCE * np.maximum(np.abs(values).max(0), 1e-6)
+        for name in ("min", "max", "mean", "std"):
+            told = found.get(name)
+            if not isinstance(told, list) or len(told) != len(names) or not all(_is_number(n) for n in told):
+                what = f"{name} is {str(told)[:80]}, expected {len(names)} numbers"
+                report(Problem(file=path, key=key, what=what, fix=fix))
+                continue
+            for i in np.flatnonzero(~(np.abs(np.array(told) - expected[name]) <= allowed)):
+                what = f"{name} of {names[i]} is {told[i]:g}, the data give {expected[name][i]:g}"
+                report(Problem(file=path, key=key, what=what, fix=fix))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,228 @@
+"""A LeRobot dataset as it is used: rows of state and action in memory, video decoded on demand.
+
+The view does not depend on the version on disk; `info` and `v30` do. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int, UInt8
+
+from actwam.data.embodiment import Embodiment
+from actwam.data.info import Camera, read_info
+from actwam.data.problem import Problem, refuse, reported
+from actwam.data.tables import Clip, episode_rows, examine, in_episode, locate_clips
+from actwam.data.v30 import read_tables
+from actwam.data.video import iterate_frames, read_frames
+
+DIGEST_ENDS = 2**20
+"""Bytes at each end of a video file that enter the digest."""
+
+
+@dataclass(frozen=True)
+class EpisodeInfo:
+    """One episode: rows `start` to `start + length` of `state` and `action`, and a clip per camera name."""
+
+    index: int
+    length: int
+    instruction: str
+    start: int
+    clips: Mapping[str, Clip]
+
+
+@dataclass(frozen=True, eq=False)
+class LeRobotDataset:
+    """E episodes of N rows together. `cameras` are in the order of the file; look them up by name, never by
+    place.
+
+    A feature that the dataset lacks, such as the action of a video-only one, has no names and width 0.
+    """
+
+    folder: Path
+    fps: int
+    robot_type: str
+    cameras: tuple[Camera, ...]
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    episodes: tuple[EpisodeInfo, ...]
+    state: Float32[np.ndarray, "N S"]
+    action: Float32[np.ndarray, "N A"]
+
+    @classmethod
+    def open(cls, folder: Path) -> LeRobotDataset:
+        """Read all tables and find every video file; decodes nothing.
+
+        Raises ValueError, one line with file, episode and what to do, on an unknown version or storage
+        format, a missing or unfinished file, or tables that contradict each other. NaN and damaged pictures
+        are found by `check`, and by whoever meets them.
+        """
+        info = read_info(folder)
+        tables = read_tables(info, refuse)
+        assert tables is not None  # `refuse` has raised otherwise
+        assert tables.tasks is not None
+        examine(tables, info, refuse)
+        clips = locate_clips(tables, info, refuse)
+        return cls(
+            folder=folder,
+            fps=info.fps,
+            robot_type=info.robot_type,
+            cameras=info.cameras,
+            state_names=info.state_names,
+            action_names=info.action_names,
+            episodes=tuple(
+                EpisodeInfo(
+                    index=episode.index,
+                    length=episode.length,
+                    instruction=tables.tasks[int(rows.task_index[0])],
+                    start=episode.start,
+                    clips=clips[episode.index],
+                )
+                for episode, _, rows in episode_rows(tables)
+            ),
+            state=np.concatenate([rows.state for rows in tables.rows.values()]),
+            action=np.concatenate([rows.action for rows in tables.rows.values()]),
+        )
+
+    def camera(self, name: str) -> Camera:
+        """Raises ValueError that lists the names there are."""
+        for camera in self.cameras:
+            if camera.name == name:
+                return camera
+        raise ValueError(
+            f"{self.folder}: no camera {name!r}; there are {[camera.name for camera in self.cameras]}"
+        )
+
+    def video(self, camera: str, episode: int) -> UInt8[np.ndarray, "T H W 3"]:
+        """All frames of one episode, seen by the camera of this name. Raises ValueError as `frames` does."""
+        return self.frames(camera, episode, np.arange(self._episode(episode).length))
+
+    def frames(
+        self, camera: str, episode: int, indices: Int[np.ndarray, "T"]
+    ) -> UInt8[np.ndarray, "T H W 3"]:
+        """Some frames of one episode, numbered from its start, in the order asked for.
+
+        Raises ValueError with file, camera, episode and frame on an index outside the episode and on a
+        missing, truncated or damaged video.
+        """
+        found, size = self._episode(episode), self.camera(camera)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < found.length:
+            raise ValueError(
+                f"{self.folder}: episode {episode} has no frames {indices}; it has {found.length}"
+            )
+        clip = found.clips[camera]
+        with self._located(camera, found):
+            frames = read_frames(clip.path, indices + clip.first_frame)
+            _require_size(frames, clip.path, size)
+        return frames
+
+    def videos(self, camera: str) -> Iterator[tuple[int, UInt8[np.ndarray, "T H W 3"]]]:
+        """Every episode in order with all its frames; each video file is opened and decoded once.
+
+        Raises ValueError as `frames` does, and when a file goes on after its last episode.
+        """
+        size = self.camera(camera)
+        left = Counter(episode.clips[camera].path for episode in self.episodes)
+        decoders: dict[Path, Iterator[np.ndarray]] = {}
+        for episode in self.episodes:
+            clip = episode.clips[camera]
+            left[clip.path] -= 1
+            with self._located(camera, episode):
+                decoder = decoders.setdefault(clip.path, iterate_frames(clip.path))
+                frames = _take(decoder, clip, episode.length, size)
+                if not left[clip.path] and next(decoders.pop(clip.path), None) is not None:
+                    what, fix = "video goes on after its last episode", "write the dataset again"
+                    raise ValueError(Problem(file=clip.path, what=what, fix=fix))
+            yield episode.index, frames
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the dataset: what a cache of anything derived from it is keyed by.
+
+        Files under meta/ and data/ are read whole. Of a video the size and a MiB at each end are read: the
+        index of an mp4, which holds the size of every encoded frame, is at one of its ends, so another
+        recording or encoding shows, and a dataset of 100 GB is still opened in a second. A flipped bit in
+        the middle is for `check`.
+        """
+        videos = {clip.path for episode in self.episodes for clip in episode.clips.values()}
+        whole = {
+            path for part in ("meta", "data") for path in (self.folder / part).rglob("*") if path.is_file()
+        }
+        digest = hashlib.sha256()
+        for path in sorted(videos | whole):
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(self.folder).as_posix()}\0{size}\0".encode())
+            with path.open("rb") as file:
+                if path in whole:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+                else:
+                    digest.update(file.read(DIGEST_ENDS))
+                    file.seek(max(size - DIGEST_ENDS, 0))
+                    digest.update(file.read(DIGEST_ENDS))
+        return digest.hexdigest()
+
+    def _episode(self, index: int) -> EpisodeInfo:
+        if not 0 <= index < len(self.episodes):
+            raise ValueError(f"{self.folder}: no episode {index}; there are {len(self.episodes)}")
+        return self.episodes[index]
+
+    @contextmanager
+    def _located(self, camera: str, episode: EpisodeInfo) -> Iterator[None]:
+        """Name camera, episode and frame of the episode in a problem that knows only the file and its
+        frame."""
+        path = episode.clips[camera].path
+        parts = [
+            (e.index, e.clips[camera].first_frame) for e in self.episodes if e.clips[camera].path == path
+        ]
+        with reported(lambda problem: refuse(in_episode(problem, camera, parts, episode.index))):
+            yield
+
+
+def _take(
+    decoder: Iterator[np.ndarray], clip: Clip, length: int, size: Camera
+) -> UInt8[np.ndarray, "T H W 3"]:
+    frames = np.empty((length, size.height, size.width, 3), np.uint8)
+    for number in range(length):
+        picture = next(decoder, None)
+        if picture is None:
+            what, fix = (
+                f"video ends here, the episode has {length} frames",
+                "copy the file again from its source",
+            )
+            raise ValueError(Problem(file=clip.path, frame=clip.first_frame + number, what=what, fix=fix))
+        _require_size(picture[None], clip.path, size)
+        frames[number] = picture
+    return frames
+
+
+def _require_size(frames: np.ndarray, path: Path, size: Camera) -> None:
+    if frames.shape[1:3] != (size.height, size.width):
+        what = f"pictures are {frames.shape[1:3]} (height, width), info.json says {(size.height, size.width)}"
+        raise ValueError(Problem(file=path, what=what, fix="write the dataset again"))
+
+
+def require_embodiment(dataset: LeRobotDataset, embodiment: Embodiment) -> None:
+    """Raises ValueError, naming both sides of every difference, unless the dataset was recorded on this
+    embodiment."""
+    cameras = {camera.name: (camera.height, camera.width) for camera in dataset.cameras}
+    wanted = dict.fromkeys(embodiment.cameras.values(), tuple(embodiment.image_size))
+    sides = (
+        ("robot_type", dataset.robot_type, embodiment.name),
+        ("fps", dataset.fps, embodiment.fps),
+        ("cameras (height, width)", cameras, wanted),
+        ("state", dataset.state_names, embodiment.state_names),
+        ("action", dataset.action_names, embodiment.action_names),
+    )
+    differences = [f"{what} is {found} here, {other} there" for what, found, other in sides if found != other]
+    if differences:
+        raise ValueError(
+            f"{dataset.folder}: not recorded on embodiment {embodiment.name}: {'; '.join(differences)}; "
+            "use the embodiment it was recorded on, or map its cameras and dimensions in a new one"
+        )

@@ -1,0 +1,204 @@
+"""`meta/info.json` of a LeRobot dataset: read as untrusted input, refused where it is not understood.
+
+Unknown keys are ignored, an unknown `storage_format` is not: it says that the files are something else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from string import Formatter
+from typing import Any
+
+from actwam.data.problem import Problem
+
+VERSIONS = ("v3.0",)
+"""Values of `codebase_version` that can be read."""
+CAMERA_PREFIX = "observation.images."
+CAMERA_NAME = re.compile(r"[\w\-][\w.\-]*")
+"""A name that is safe as a folder: no separator, no leading dot."""
+STATE, ACTION = "observation.state", "action"
+
+MAX_JSON_BYTES = 64 * 2**20
+MAX_FRAMES = 200_000_000
+MAX_SIDE = 8192
+MAX_WIDTH = 1024
+"""Bounds on what a file may make the reader allocate: no robot dataset comes near them."""
+
+_PATH_FIELDS = {"chunk_index", "file_index", "video_key"}
+
+
+@dataclass(frozen=True)
+class Camera:
+    """`name` is what the embodiment calls it, `key` what the dataset does: `observation.images.<name>`."""
+
+    name: str
+    key: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Info:
+    """What `info.json` promises about the other files. A feature that is absent has no names: width 0."""
+
+    folder: Path
+    version: str
+    fps: int
+    robot_type: str
+    total_episodes: int
+    total_frames: int
+    cameras: tuple[Camera, ...]
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    data_path: str
+    video_path: str
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "meta" / "info.json"
+
+    def path_of(self, template: str, **fields: str | int) -> Path:
+        """Fill a path template. Raises ValueError if the path would leave the folder."""
+        relative = PurePosixPath(template.format(**fields))
+        if relative.is_absolute() or ".." in relative.parts or "\\" in str(relative):
+            raise _problem(
+                self.file, f"path {str(relative)!r} leaves the dataset", "do not trust this dataset"
+            )
+        return self.folder / relative
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object from a file. Raises ValueError if it is missing, larger than 64 MiB, or something
+    else."""
+    if not path.is_file():
+        raise _problem(path, "file is missing", "copy the dataset again, or give the folder that holds meta/")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise _problem(path, f"larger than {MAX_JSON_BYTES} bytes", "this is no LeRobot dataset")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _problem(path, f"not JSON ({error})", "copy the file again from its source") from error
+    if not isinstance(data, dict):
+        raise _problem(path, "not a JSON object", "copy the file again from its source")
+    return data
+
+
+def read_info(folder: Path) -> Info:
+    """Read and check `info.json`. Raises ValueError with one line that says what to do."""
+    path = folder / "meta" / "info.json"
+    data = read_json(path)
+    _require_version(path, data)
+    features = data.get("features")
+    if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
+        raise _problem(path, "features is not a table of features", "write the dataset again")
+    fps = _number(path, data, "fps", 1, 10_000)
+    info = Info(
+        folder=folder,
+        version=data["codebase_version"],
+        fps=fps,
+        robot_type=str(data.get("robot_type") or ""),
+        total_episodes=_number(path, data, "total_episodes", 1, MAX_FRAMES),
+        total_frames=_number(path, data, "total_frames", 1, MAX_FRAMES),
+        cameras=tuple(
+            camera for key in features if (camera := _camera(path, key, features[key])) is not None
+        ),
+        state_names=_names(path, STATE, features.get(STATE)),
+        action_names=_names(path, ACTION, features.get(ACTION)),
+        data_path=_template(path, data, "data_path"),
+        video_path=_template(path, data, "video_path") if data.get("video_path") else "",
+    )
+    if len({camera.name for camera in info.cameras}) < len(info.cameras):
+        keys = [camera.key for camera in info.cameras]
+        raise _problem(path, f"two cameras have one name: {keys}", "rename one of them")
+    if info.cameras and not info.video_path:
+        raise _problem(path, "there are cameras but no video_path", "write the dataset again with videos")
+    return info
+
+
+def _require_version(path: Path, data: dict[str, Any]) -> None:
+    if data.get("storage_format") is not None:
+        what = f"storage_format {data['storage_format']!r} is not known"
+        raise _problem(path, what, "export the dataset as parquet and mp4 with LeRobot")
+    version = data.get("codebase_version")
+    if version not in VERSIONS:
+        what = f"LeRobot dataset {version!r} cannot be read, only {', '.join(VERSIONS)}"
+        older = isinstance(version, str) and version.startswith("v2")
+        convert = "convert it: python -m lerobot.scripts.convert_dataset_v21_to_v30"
+        raise _problem(path, what, convert if older else "update actwam or export the dataset as v3.0")
+
+
+def _camera(path: Path, key: str, feature: dict[str, Any]) -> Camera | None:
+    if feature.get("dtype") == "image":
+        fix = "convert it to video with LeRobot"
+        raise _problem(path, f"{key} keeps pictures inside parquet, which is not read", fix)
+    if feature.get("dtype") != "video":
+        return None
+    details = feature.get("info") or feature.get("video_info") or {}
+    if details.get("is_depth_map") or details.get("video.is_depth_map"):
+        return None  # depth is no picture: it is not among the cameras
+    if not CAMERA_NAME.fullmatch(key):
+        raise _problem(path, f"camera key {key!r} is no plain name", "use letters, digits, '_', '-' and '.'")
+    shape, names = feature.get("shape"), feature.get("names")
+    if not isinstance(shape, list) or len(shape) != 3 or not all(isinstance(side, int) for side in shape):
+        raise _problem(
+            path, f"{key} has shape {shape}, expected [height, width, 3]", "write the dataset again"
+        )
+    channels_first = isinstance(names, list) and names and names[0] in ("channels", "channel")
+    height, width = (shape[1], shape[2]) if channels_first else (shape[0], shape[1])
+    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+        raise _problem(path, f"{key} has shape {shape}, a side beyond {MAX_SIDE}", "write the dataset again")
+    return Camera(name=key.removeprefix(CAMERA_PREFIX), key=key, height=height, width=width)
+
+
+def _names(path: Path, key: str, feature: dict[str, Any] | None) -> tuple[str, ...]:
+    """One name per dimension: as given, be it a list or {"motors": [...]}, else `<key>_<i>`."""
+    if feature is None:
+        return ()
+    shape = feature.get("shape")
+    if not isinstance(shape, list) or len(shape) != 1 or not isinstance(shape[0], int):
+        raise _problem(path, f"{key} has shape {shape}, expected one width", "write the dataset again")
+    width = shape[0]
+    if not 1 <= width <= MAX_WIDTH:
+        raise _problem(path, f"{key} is {width} wide, expected 1 to {MAX_WIDTH}", "write the dataset again")
+    if feature.get("dtype") not in ("float32", "float64"):
+        raise _problem(path, f"{key} is {feature.get('dtype')}, expected float32", "write the dataset again")
+    names = feature.get("names")
+    while isinstance(names, dict) and len(names) == 1:
+        names = next(iter(names.values()))
+    if not isinstance(names, list) or len(names) != width or not all(isinstance(name, str) for name in names):
+        return tuple(f"{key}_{i}" for i in range(width))
+    return tuple(names)
+
+
+def _template(path: Path, data: dict[str, Any], key: str) -> str:
+    """A path with {chunk_index:03d}, {file_index:03d} and {video_key} in it, and nothing else that is
+    replaced."""
+    template = data.get(key)
+    fix = "write the dataset again, or do not trust it"
+    if not isinstance(template, str):
+        raise _problem(path, f"{key} is {template!r}, expected a path", fix)
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise _problem(path, f"{key} {template!r} is no path template ({error})", fix) from error
+    for _, name, spec, conversion in parts:
+        if name is not None and (
+            name not in _PATH_FIELDS or conversion or not re.fullmatch(r"(0\dd)?", spec or "")
+        ):
+            raise _problem(path, f"{key} {template!r} replaces something unknown", fix)
+    return template
+
+
+def _number(path: Path, data: dict[str, Any], key: str, low: int, high: int) -> int:
+    value = data.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        fix = "write the dataset again" if value != 0 else "record at least one episode"
+        raise _problem(path, f"{key} is {value!r}, expected a whole number from {low} to {high}", fix)
+    return value
+
+
+def _problem(path: Path, what: str, fix: str) -> ValueError:
+    return ValueError(Problem(file=path, what=what, fix=fix))

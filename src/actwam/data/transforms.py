@@ -1,0 +1,199 @@
+"""From a robot's numbers and pictures to the model's and back: the same code for training and for serving.
+
+Every transform stands beside its inverse. A `RobotTransform` is stored in the checkpoint, and is all that is needed
+to prepare an observation and to read an action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+
+from actwam.data.embodiment import Embodiment
+from actwam.data.normalize import Normalizer, compute_stats
+from actwam.types import Observation
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one view stands in the composed picture, in pixels."""
+
+    name: str
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class ViewLayout:
+    """How named views make one picture of `height` x `width`. A view is cut to its slot's shape, then scaled."""
+
+    height: int
+    width: int
+    slots: tuple[Slot, ...]
+
+    def compose(self, views: Mapping[str, UInt8[np.ndarray, "T H W 3"]]) -> UInt8[np.ndarray, "T h w 3"]:
+        """Put T frames of every view into their slots, by name. Raises ValueError on a missing or unknown view."""
+        names = {slot.name for slot in self.slots}
+        if set(views) != names:
+            raise ValueError(f"the layout has slots {sorted(names)}, but views {sorted(views)} were given")
+        frames = len(next(iter(views.values())))
+        picture = np.zeros((frames, self.height, self.width, 3), np.uint8)
+        for slot in self.slots:
+            rows, columns = slice(slot.top, slot.top + slot.height), slice(slot.left, slot.left + slot.width)
+            picture[:, rows, columns] = fit(views[slot.name], slot.height, slot.width)
+        return picture
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ViewLayout:
+        return cls(data["height"], data["width"], tuple(Slot(**slot) for slot in data["slots"]))
+
+
+def t_layout(width: int, head_height: int, wrist_height: int) -> ViewLayout:
+    """The T of GigaWorld-Policy: head on top, left and right below it at half its width each."""
+    half = width // 2
+    return ViewLayout(
+        head_height + wrist_height,
+        width,
+        (
+            Slot("head", 0, 0, head_height, width),
+            Slot("left", head_height, 0, wrist_height, half),
+            Slot("right", head_height, half, wrist_height, width - half),
+        ),
+    )
+
+
+def fit(frames: UInt8[np.ndarray, "T H W 3"], height: int, width: int) -> UInt8[np.ndarray, "T h w 3"]:
+    """Cut the centre of the wanted shape out of every frame, then scale it by averaging areas."""
+    H, W = frames.shape[1:3]
+    if (H, W) == (height, width):
+        return frames
+    cut_height, cut_width = min(H, round(W * height / width)), min(W, round(H * width / height))
+    top, left = (H - cut_height) // 2, (W - cut_width) // 2
+    cut = torch.from_numpy(frames[:, top : top + cut_height, left : left + cut_width])
+    scaled = F.interpolate(cut.permute(0, 3, 1, 2).float(), (height, width), mode="area")
+    return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+@dataclass(frozen=True)
+class RobotTransform:
+    """Everything between one robot and the model. `state_width` and `action_width` are the model's padded widths."""
+
+    embodiment: Embodiment
+    layout: ViewLayout
+    state: Normalizer
+    action: Normalizer
+    state_width: int
+    action_width: int
+
+    def picture(self, images: Mapping[str, UInt8[np.ndarray, "T H W 3"]]) -> UInt8[np.ndarray, "T h w 3"]:
+        """Compose T frames of the robot's cameras, which are found by name and must have the robot's image size."""
+        cameras = self.embodiment.cameras
+        if set(images) != set(cameras.values()):
+            raise ValueError(
+                f"embodiment {self.embodiment.name} has cameras {sorted(cameras.values())}, not {sorted(images)}"
+            )
+        for name, frames in images.items():
+            if frames.dtype != np.uint8 or frames.shape[1:] != (*self.embodiment.image_size, 3):
+                size = "x".join(map(str, (*self.embodiment.image_size, 3)))
+                found = "x".join(map(str, frames.shape[1:]))
+                raise ValueError(f"camera {name} must give {size} uint8 pictures, not {found} {frames.dtype}")
+        return self.layout.compose({slot: images[camera] for slot, camera in cameras.items()})
+
+    def model_state(self, state: Float[np.ndarray, "... s"]) -> Float[np.ndarray, "... S"]:
+        """Normalise and pad with zeros. Raises ValueError on another width, NaN or Inf."""
+        return _pad(self.state.normalize(state), self.state_width)
+
+    def model_action(
+        self, action: Float[np.ndarray, "... K a"], state: Float[np.ndarray, "... s"]
+    ) -> Float[np.ndarray, "... K A"]:
+        """Make delta dimensions relative to the state at the start of the chunk, normalise, pad with zeros."""
+        return _pad(self.action.normalize(relative(action, state, self.embodiment)), self.action_width)
+
+    def robot_action(
+        self, action: Float[np.ndarray, "... K A"], state: Float[np.ndarray, "... s"]
+    ) -> Float[np.ndarray, "... K a"]:
+        """The inverse of `model_action`: cut the padding, denormalise, add the state to delta dimensions."""
+        used = action[..., : len(self.embodiment.action_names)]
+        return absolute(self.action.denormalize(used), state, self.embodiment)
+
+    def observe(self, observation: Observation) -> tuple[UInt8[np.ndarray, "1 h w 3"], Float[np.ndarray, "S"]]:
+        """The composed picture and the model's state of one observation."""
+        picture = self.picture({name: image[None] for name, image in observation.images.items()})
+        return picture, self.model_state(observation.state)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the statistics, which a checkpoint keeps in `norm_stats.json`."""
+        return {
+            "embodiment": self.embodiment.to_json(),
+            "layout": self.layout.to_json(),
+            "state_width": self.state_width,
+            "action_width": self.action_width,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], norm_stats: dict[str, Any]) -> RobotTransform:
+        return cls(
+            embodiment=Embodiment.from_json(data["embodiment"]),
+            layout=ViewLayout.from_json(data["layout"]),
+            state=Normalizer.from_json(norm_stats["state"]),
+            action=Normalizer.from_json(norm_stats["action"]),
+            state_width=data["state_width"],
+            action_width=data["action_width"],
+        )
+
+    def norm_stats(self) -> dict[str, Any]:
+        return {"state": self.state.to_json(), "action": self.action.to_json()}
+
+
+def relative(
+    action: Float[np.ndarray, "... K a"], state: Float[np.ndarray, "... s"], embodiment: Embodiment
+) -> Float[np.ndarray, "... K a"]:
+    """Subtract the state from the action dimensions of `delta_mask`; one state serves the whole chunk."""
+    return action - _reference(state, embodiment)
+
+
+def absolute(
+    action: Float[np.ndarray, "... K a"], state: Float[np.ndarray, "... s"], embodiment: Embodiment
+) -> Float[np.ndarray, "... K a"]:
+    """The inverse of `relative`."""
+    return action + _reference(state, embodiment)
+
+
+def _reference(state: Float[np.ndarray, "... s"], embodiment: Embodiment) -> Float[np.ndarray, "... 1 a"]:
+    delta = np.array(embodiment.delta_mask)
+    reference = np.zeros((*state.shape[:-1], 1, len(delta)), np.float32)
+    reference[..., delta] = state[..., None, np.flatnonzero(delta)]
+    return reference
+
+
+def _pad(values: Float[np.ndarray, "... n"], width: int) -> Float[np.ndarray, "... m"]:
+    if values.shape[-1] > width:
+        raise ValueError(f"{values.shape[-1]} dimensions do not fit into the model's {width}")
+    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, width - values.shape[-1])]).astype(np.float32)
+
+
+def fit_normalizers(
+    state: Float[np.ndarray, "N s"],
+    action_chunks: Float[np.ndarray, "N K a"],
+    embodiment: Embodiment,
+    *,
+    mode: str = "quantile",
+    constant: str = "error",
+) -> tuple[Normalizer, Normalizer]:
+    """Statistics of the state, and of the action as the model sees it: after `relative`, pooled over the horizon."""
+    chunks = relative(action_chunks, state, embodiment).reshape(-1, action_chunks.shape[-1])
+    return (
+        Normalizer(compute_stats(state, embodiment.state_names), mode, constant),
+        Normalizer(compute_stats(chunks, embodiment.action_names), mode, constant),
+    )

@@ -1,0 +1,260 @@
+"""Video files, addressed by frame number: h264 out, whatever FFmpeg decodes in.
+
+A frame is found by its rank in presentation order, read from the packets of the file, never by a timestamp
+with a tolerance: timestamps of concatenated files drift, ranks do not. Decoding stops at the first damaged
+picture, since FFmpeg's concealment would paint over it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from av.video.frame import PictureType
+from av.video.reformatter import VideoReformatter
+from jaxtyping import Int, UInt8
+
+from actwam.data.problem import Problem
+
+CODEC = "h264"
+PIXEL_FORMAT = "yuv420p"
+GROUP = 2
+"""Frames from one keyframe to the next: any frame is at most one picture away from a seek point."""
+RATE_FACTOR = 18
+"""x264's constant rate factor: 18 is called visually lossless."""
+PRESET = "veryfast"
+MAX_SIDE = 8192
+"""The largest height or width that is read: a file that declares more is refused before any picture is
+decoded."""
+
+_COPY_AGAIN = "copy the file again from its source, or record the episode again"
+
+
+class VideoWriter:
+    """One mp4 file of constant frame rate, closed groups of pictures and no reordering, written frame by
+    frame.
+
+    Every `append` begins with a keyframe, so an episode can be cut out without encoding it again. One
+    encoder thread, so that the same pictures give the same bytes on every machine.
+    """
+
+    def __init__(self, path: Path, *, height: int, width: int, fps: int) -> None:
+        check_size(str(path), height, width)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.frames = 0
+        self.bytes = 0
+        self._reformatter = VideoReformatter()
+        self._container = av.open(str(path), "w", format="mp4")
+        self._tick = Fraction(1, fps)
+        options = {
+            "preset": PRESET,
+            "crf": str(RATE_FACTOR),
+            "g": str(GROUP),
+            "bf": "0",
+            "forced-idr": "1",
+        }
+        self._stream = self._container.add_stream("libx264", rate=fps, options=options)
+        self._stream.height, self._stream.width = height, width
+        self._stream.pix_fmt = PIXEL_FORMAT
+        self._stream.codec_context.time_base = self._tick
+        self._stream.codec_context.thread_count = 1
+
+    def append(self, frames: UInt8[np.ndarray, "T H W 3"]) -> None:
+        """Encode T frames after those that are there. Raises ValueError on another size."""
+        size = (self._stream.height, self._stream.width)
+        if frames.shape[1:3] != size:
+            raise ValueError(
+                f"{self.path}: frames of {frames.shape[1:3]} in a video of {size} (height, width)"
+            )
+        for number, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = self._reformatter.reformat(frame, format=PIXEL_FORMAT)
+            frame.pts, frame.time_base = self.frames, self._tick
+            frame.pict_type = PictureType.I if number == 0 else PictureType.NONE
+            self._mux(self._stream.encode(frame))
+            self.frames += 1
+
+    def close(self) -> None:
+        """Flush the encoder and write the index of the file."""
+        try:
+            self._mux(self._stream.encode(None))
+        finally:
+            self._container.close()
+
+    def _mux(self, packets: list[Any]) -> None:
+        for packet in packets:
+            self.bytes += packet.size
+            self._container.mux(packet)
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_size(where: str, height: int, width: int) -> None:
+    """Raises ValueError, beginning with `where`, on a size that 4:2:0 colour cannot store."""
+    if height % 2 or width % 2 or not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+        raise ValueError(
+            f"{where}: pictures of {height}x{width} (height x width) cannot be stored as {PIXEL_FORMAT}; "
+            f"choose an even height and an even width up to {MAX_SIDE}"
+        )
+
+
+def write_video(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: int) -> None:
+    """Write T RGB frames as one mp4. Raises ValueError on an odd height or width, or without any frame."""
+    if len(frames) == 0:
+        raise ValueError(f"{path}: a video needs at least one frame")
+    with VideoWriter(path, height=frames.shape[1], width=frames.shape[2], fps=fps) as writer:
+        writer.append(frames)
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """What the packets of a file say: the time stamp of every frame in presentation order, and which are
+    keyframes."""
+
+    height: int
+    width: int
+    stamps: tuple[int, ...]
+    keyframes: tuple[int, ...]
+
+    @property
+    def frames(self) -> int:
+        return len(self.stamps)
+
+
+def index_video(path: Path) -> VideoIndex:
+    """Read the index of a file without decoding a picture. Raises ValueError if it is missing or
+    truncated."""
+    if not path.is_file():
+        raise ValueError(Problem(file=path, what="video file is missing", fix=_COPY_AGAIN))
+    stat = path.stat()
+    return _index(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _index(path: Path, size: int, modified: int) -> VideoIndex:
+    """`size` and `modified` are there so that a file that changes is read again."""
+    with _opened(path) as (container, stream):
+        # Packets without data flush the decoder; those marked "discard" are decoded but never shown.
+        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        if any(packet.pts is None for packet in packets):
+            raise ValueError(
+                Problem(file=path, what="a frame has no time stamp", fix="encode the video again")
+            )
+        packets.sort(key=lambda packet: packet.pts)
+        stamps = tuple(packet.pts for packet in packets)
+        keyframes = tuple(number for number, packet in enumerate(packets) if packet.is_keyframe)
+        height, width = stream.height, stream.width
+    if len(set(stamps)) < len(stamps) or not keyframes or keyframes[0] != 0:
+        what = "frames share a time stamp, or the first one is no keyframe"
+        raise ValueError(Problem(file=path, what=what, fix="encode the video again"))
+    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+        what = f"pictures of {height}x{width} (height x width) are beyond the limit of {MAX_SIDE}"
+        raise ValueError(Problem(file=path, what=what, fix="encode the video again, smaller"))
+    return VideoIndex(height=height, width=width, stamps=stamps, keyframes=keyframes)
+
+
+def read_frames(path: Path, numbers: Int[np.ndarray, "T"]) -> UInt8[np.ndarray, "T H W 3"]:
+    """Decode the frames with these numbers (0 is the first of the file), in the order asked for.
+
+    Seeks to the keyframe before a frame only when that saves decoding. Raises ValueError with the file and
+    the frame if it is missing, too short, or damaged.
+    """
+    index = index_video(path)
+    wanted = np.unique(numbers)
+    if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < index.frames:
+        frame = int(wanted[-1] if wanted[0] >= 0 else wanted[0])
+        what = f"video has {index.frames} frames, so this one is missing"
+        raise ValueError(Problem(file=path, frame=frame, what=what, fix=_COPY_AGAIN))
+    try:
+        pictures = _pick(path, index, wanted.tolist(), seek=True)
+    except ValueError:
+        # A file with open groups of pictures cannot be entered at every keyframe; damage is found again, and where.
+        pictures = _pick(path, index, wanted.tolist(), seek=False)
+    return pictures[np.searchsorted(wanted, numbers)]
+
+
+def _pick(path: Path, index: VideoIndex, wanted: list[int], seek: bool) -> UInt8[np.ndarray, "T H W 3"]:
+    """Decode frames of ascending numbers."""
+    pictures = np.empty((len(wanted), index.height, index.width, 3), np.uint8)
+    with _opened(path) as (container, stream):
+        decoded = _decoded(path, container, stream, index, start=0)
+        position = 0  # the number of the frame that `decoded` yields next
+        for row, number in enumerate(wanted):
+            keyframe = index.keyframes[bisect_right(index.keyframes, number) - 1]
+            if seek and keyframe > position:
+                container.seek(index.stamps[keyframe], stream=stream)
+                decoded = _decoded(path, container, stream, index, start=keyframe)
+            for position, picture in decoded:
+                if position == number:
+                    pictures[row] = picture
+                    break
+            position += 1
+    return pictures
+
+
+def iterate_frames(path: Path) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Decode a whole file in order, one frame at a time. Raises ValueError with the file and the damaged
+    frame."""
+    index = index_video(path)
+    with _opened(path) as (container, stream):
+        for _, picture in _decoded(path, container, stream, index, start=0):
+            yield picture
+
+
+def _decoded(
+    path: Path, container: Any, stream: Any, index: VideoIndex, start: int
+) -> Iterator[tuple[int, Any]]:
+    """Number and picture of every frame from `start`, the keyframe that the container stands at, to the
+    end."""
+    reformatter = VideoReformatter()
+    number = {stamp: rank for rank, stamp in enumerate(index.stamps)}
+    expected = start
+    try:
+        for frame in container.decode(stream):
+            rank = number.get(frame.pts)
+            if rank is None or rank < start:
+                continue  # leading pictures of an open group, which belong to the keyframe before
+            if rank != expected or frame.is_corrupt:
+                break
+            if (frame.height, frame.width) != (index.height, index.width):
+                break
+            yield rank, reformatter.reformat(frame, format="rgb24").to_ndarray()
+            expected += 1
+    except FFmpegError as error:
+        what = f"video is damaged or truncated here ({error.strerror})"
+        raise ValueError(Problem(file=path, frame=expected, what=what, fix=_COPY_AGAIN)) from error
+    if expected < index.frames:
+        what = f"video is damaged or truncated here: {index.frames} frames are announced"
+        raise ValueError(Problem(file=path, frame=expected, what=what, fix=_COPY_AGAIN))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    try:
+        container = av.open(str(path))
+    except FFmpegError as error:
+        what = f"not a complete video file ({error.strerror})"
+        raise ValueError(Problem(file=path, what=what, fix=_COPY_AGAIN)) from error
+    with container:
+        if not container.streams.video:
+            raise ValueError(Problem(file=path, what="file holds no video stream", fix=_COPY_AGAIN))
+        stream = container.streams.video[0]
+        stream.codec_context.options = {"err_detect": "explode"}
+        yield container, stream

@@ -1,0 +1,122 @@
+"""The parts of a Wan 2.2 block: embeddings of place and noise, attention, feed forward, modulation."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+ROPE_THETA = 10_000.0
+
+
+@lru_cache(maxsize=256)
+def _angles(positions: tuple[tuple[float, ...], ...], head_width: int, device: torch.device) -> Tensor:
+    """Rotary angles of n tokens as unit complex numbers (n, head_width / 2), computed in float64."""
+    axes = len(positions[0])
+    side = 2 * (head_width // 6)
+    widths = (head_width,) if axes == 1 else (head_width - 2 * side, side, side)
+    place = torch.tensor(positions, dtype=torch.float64)
+    angles = [
+        torch.outer(place[:, i], ROPE_THETA ** -(torch.arange(0, width, 2, dtype=torch.float64) / width))
+        for i, width in enumerate(widths)
+    ]
+    angle = torch.cat(angles, dim=1)
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).to(device)
+
+
+def visual_rope(
+    first_frame: int, frames: int, height: int, width: int, head_width: int, device: torch.device
+) -> Tensor:
+    """3-D rotary embedding of a grid of visual tokens, frame by frame, row by row: (F*h*w, head_width / 2) complex.
+
+    The head is split over time, row and column in the ratio of Wan: `head_width - 4 * (head_width // 6)` for time and
+    `2 * (head_width // 6)` each for row and column. The present frame stands at time 0, the past before it.
+    """
+    grid = tuple(
+        (float(first_frame + t), float(y), float(x))
+        for t in range(frames)
+        for y in range(height)
+        for x in range(width)
+    )
+    return _angles(grid, head_width, device)
+
+
+def step_rope(first_step: int, steps: int, head_width: int, device: torch.device) -> Tensor:
+    """1-D rotary embedding over the whole head. The state stands at step 0, actions at 1..K: (n, head_width / 2)."""
+    return _angles(tuple((float(first_step + i),) for i in range(steps)), head_width, device)
+
+
+def rotate(x: Float[Tensor, "B N L G"], rope: Tensor) -> Float[Tensor, "B N L G"]:
+    """Turn neighbouring pairs of channels by the angles of `rope` (L, G/2), in float32."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rope).flatten(-2)
+
+
+def rms_norm(x: Float[Tensor, "... i"], norm: nn.RMSNorm) -> Float[Tensor, "... i"]:
+    """`norm` in float32 whatever x is: the fused kernel takes one dtype only, and angles want float32 anyway."""
+    return F.rms_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.eps)
+
+
+def attend(
+    q: Float[Tensor, "B N Q G"],
+    k: Float[Tensor, "B N L G"],
+    v: Float[Tensor, "B N L G"],
+    attention_mask: Bool[Tensor, "..."] | None,
+) -> Float[Tensor, "B N Q G"]:
+    """Scaled dot-product attention; the mask is (Q, L) or (B, 1, Q, L).
+
+    bfloat16 on a CPU goes through two matrix products: there the backward pass of the fused kernel is three times
+    slower than they are. Everything else uses the fused kernel. `tests/model/test_layers.py` holds both to one
+    result.
+    """
+    if q.device.type == "cpu" and q.dtype is torch.bfloat16:
+        return attend_by_products(q, k, v, attention_mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
+
+
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The same attention, written out."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, -math.inf)
+    return scores.softmax(-1).type_as(v) @ v
+
+
+class FeedForward(nn.Sequential):
+    """Linear, GELU (tanh form), Linear: also the shape of Wan's text embedder."""
+
+    def __init__(self, width: int, hidden: int, out: int | None = None) -> None:
+        super().__init__(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, out or width))
+
+
+class NoiseEmbedding(nn.Module):
+    """A noise level as a vector, and as the six modulations of a block.
+
+    Wan embeds the timestep 1000 * sigma by cosines and sines of falling frequency, then Linear, SiLU, Linear. The
+    timestep stays in float32 whatever the weights are: bfloat16 would round it to multiples of 4.
+    """
+
+    def __init__(self, width: int, frequencies: int) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.embed = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.project = nn.Linear(width, 6 * width)
+
+    def forward(self, sigma: Float[Tensor, "B n"]) -> tuple[Float[Tensor, "B n D"], Float[Tensor, "B n 6 D"]]:
+        half = self.frequencies // 2
+        exponent = torch.arange(half, device=sigma.device, dtype=torch.float32) / half
+        angle = 1000.0 * sigma.float()[..., None] * torch.exp(-math.log(ROPE_THETA) * exponent)
+        waves = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.project.weight.dtype)
+        embedded = self.embed(waves)
+        return embedded, self.project(F.silu(embedded)).unflatten(-1, (6, -1))
+
+
+def modulate(
+    x: Float[Tensor, "B n D"], scale: Float[Tensor, "B m D"], shift: Float[Tensor, "B m D"]
+) -> Float[Tensor, "B n D"]:
+    """AdaLN: x * (1 + scale) + shift, for one noise level (m = 1) or one per token (m = n)."""
+    return torch.addcmul(shift, x, 1 + scale)

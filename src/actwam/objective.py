@@ -1,0 +1,106 @@
+"""What a batch teaches: noise levels by mode, noisy inputs, and masked velocity losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from actwam import flow
+from actwam.types import Batch, Group, Mode
+
+STATE_MODES = frozenset({Mode.WORLD, Mode.POLICY, Mode.INVERSE})
+NOISY_ACTION = frozenset({Mode.POLICY, Mode.INVERSE})
+NOISY_FUTURE = frozenset({Mode.VIDEO, Mode.WORLD, Mode.POLICY})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """Loss weights and noise. The GigaWorld-Policy paper weighs action to video 5:1; its 0.5 code shifts the action's
+    noise by 5 and the video's by 2, each drawn independently."""
+
+    action_weight: float = 5.0
+    future_weight: float = 1.0
+    action_shift: float = 5.0
+    future_shift: float = 2.0
+
+
+@dataclass(frozen=True)
+class NoisyBatch:
+    """A batch with noise drawn: per group its noisy value, its noise level (B,), its target velocity, and who has it.
+
+    `present[group]` is False for samples in which the group does not exist; `weighs[group]` marks the elements that
+    count in the loss, broadcastable to the group's value.
+    """
+
+    values: dict[Group, Float[Tensor, "B ..."]]
+    sigmas: dict[Group, Float[Tensor, "B"]]
+    targets: dict[Group, Float[Tensor, "B ..."]]
+    present: dict[Group, Bool[Tensor, "B"]]
+    weighs: dict[Group, Bool[Tensor, "B ..."]]
+
+
+def add_noise(batch: Batch, config: ObjectiveConfig, generator: torch.Generator) -> NoisyBatch:
+    """Draw noise and noise levels as the modes of the samples ask. Groups that no sample has are left out.
+
+    All random numbers come from `generator` (on the CPU) in a fixed order, whatever the modes are.
+    """
+    B = len(batch.modes)
+    observation, future = batch.latents[:, :, :1], batch.latents[:, :, 1:]
+    draws = {
+        Group.ACTION: (batch.action, config.action_shift, NOISY_ACTION),
+        Group.FUTURE: (future, config.future_shift, NOISY_FUTURE),
+    }
+    values, sigmas, targets = {}, {}, {}
+    for group, (clean, flow_shift, noisy_modes) in draws.items():
+        noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+        drawn = flow.sample_sigma(B, flow_shift, generator).to(clean.device)
+        sigmas[group] = torch.where(_modes(batch, noisy_modes), drawn, 0.0)
+        values[group] = flow.interpolate(clean, noise, sigmas[group])
+        targets[group] = flow.velocity(clean, noise)
+    values |= {Group.OBSERVATION: observation, Group.STATE: batch.state[:, None]}
+    clean = torch.zeros(B, device=observation.device)
+    sigmas |= {Group.OBSERVATION: clean, Group.STATE: clean}
+    embodied = _modes(batch, STATE_MODES)
+    has_future = batch.future_valid.any(1)
+    present = {Group.STATE: embodied, Group.ACTION: embodied, Group.FUTURE: has_future}
+    absent = {group for group, who in present.items() if not who.any()}
+    weighs = {
+        Group.ACTION: batch.action_valid & _modes(batch, NOISY_ACTION)[:, None, None],
+        Group.FUTURE: (batch.future_valid & _modes(batch, NOISY_FUTURE)[:, None])[:, None, :, None, None],
+    }
+    keep = [group for group in (Group.OBSERVATION, Group.STATE, Group.ACTION, Group.FUTURE) if group not in absent]
+    return NoisyBatch(
+        *({group: side[group] for group in keep if group in side} for side in (values, sigmas, targets)),
+        {group: who for group, who in present.items() if group in keep and not who.all()},
+        {group: mask for group, mask in weighs.items() if group in keep},
+    )
+
+
+def masked_mse(
+    prediction: Float[Tensor, "B ..."], target: Float[Tensor, "B ..."], weighs: Bool[Tensor, "B ..."]
+) -> Float[Tensor, ""]:
+    """Mean squared error over the elements that weigh; 0 where none does. What does not weigh has no gradient."""
+    weight = weighs.expand_as(target).to(prediction.dtype)
+    error = torch.where(weighs, prediction - target, 0.0)
+    return error.square().sum() / weight.sum().clamp(min=1)
+
+
+def losses(
+    velocities: dict[Group, Float[Tensor, "B ..."]], noisy: NoisyBatch, config: ObjectiveConfig
+) -> dict[str, Float[Tensor, ""]]:
+    """`loss`, the weighted sum, and its parts `loss_action` and `loss_future`, unweighted, for the groups present."""
+    weights = {Group.ACTION: config.action_weight, Group.FUTURE: config.future_weight}
+    parts = {
+        group: masked_mse(velocities[group], noisy.targets[group], noisy.weighs[group])
+        for group in weights
+        if group in velocities
+    }
+    total = sum((weights[group] * part for group, part in parts.items()), start=torch.zeros(()))
+    return {"loss": total, **{f"loss_{group}": part for group, part in parts.items()}}
+
+
+def _modes(batch: Batch, modes: frozenset[Mode]) -> Bool[Tensor, "B"]:
+    return torch.tensor([mode in modes for mode in batch.modes], device=batch.latents.device)

@@ -1,0 +1,205 @@
+"""Who may look at whom: the one idea of ActWAM, written as pictures.
+
+A family of models is a table. Row by row it says which groups of tokens a group may attend to. Everything else is
+derived from the table here and nowhere else: the attention mask, what must be denoised to obtain a group, in which
+order, and which encoded groups can be kept as a `Context`.
+
+`history` is not drawn, because it is the same in every table: all rows see it, and inside it a moment sees itself
+and earlier moments only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from actwam.types import Group
+
+_HEADER = {"obs": Group.OBSERVATION, "st": Group.STATE, "act": Group.ACTION, "fut": Group.FUTURE}
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A family of models: `sees[q]` holds the groups that tokens of group q may attend to. Equal only to itself."""
+
+    name: str
+    sees: Mapping[Group, frozenset[Group]]
+
+    @classmethod
+    def parse(cls, name: str, picture: str) -> Table:
+        """Read a picture: an x in the row of q, below the header of k, lets q attend to k."""
+        header, *rows = [line for line in picture.splitlines() if line.strip()]
+        columns = {_HEADER[word]: (header.index(word), header.index(word) + len(word)) for word in header.split()}
+        sees = {Group.HISTORY: frozenset({Group.HISTORY})}
+        for row in rows:
+            marks = {i for i, character in enumerate(row) if character == "x" and row[: i + 1].split()[1:]}
+            seen = {group for group, (start, end) in columns.items() if marks & set(range(start, end))}
+            if len(seen) != len(marks):
+                raise ValueError(f"table {name}: an x stands outside the columns in {row!r}")
+            sees[Group(row.split()[0])] = frozenset(seen | {Group.HISTORY})
+        if set(sees) != {*columns, Group.HISTORY}:
+            raise ValueError(f"table {name}: rows and columns name different groups")
+        return cls(name, sees)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups of this family, `history` first, in the order of the picture."""
+        return tuple(self.sees)
+
+    def reach(self, group: Group) -> frozenset[Group]:
+        """All groups that `group` depends on, directly or through others, itself included."""
+        found, new = frozenset({group}), self.sees[group]
+        while not new <= found:
+            found |= new
+            new = frozenset().union(*(self.sees[g] for g in found))
+        return found
+
+    def draw(self) -> str:
+        """The picture again, as `parse` reads it."""
+        names = {group: word for word, group in _HEADER.items() if group in self.sees}
+        lines = [" " * 13 + " ".join(names.values())]
+        for query in names:
+            marks = [("x" if key in self.sees[query] else " ").ljust(len(word)) for key, word in names.items()]
+            lines.append(f"{query:<13}{' '.join(marks)}".rstrip())
+        return "\n".join(lines)
+
+
+# GigaWorld-Policy: actions never see the future, the future sees the actions.
+ACTION_CENTERED = Table.parse("ACTION_CENTERED", """
+                 obs st act fut
+    observation   x  x
+    state         x  x
+    action        x  x  x
+    future        x  x  x   x
+""")  # fmt: skip
+
+# Motus, DreamZero, Cosmos-Policy: actions and future are denoised together.
+JOINT = Table.parse("JOINT", """
+                 obs st act fut
+    observation   x  x
+    state         x  x
+    action        x  x  x   x
+    future        x  x  x   x
+""")  # fmt: skip
+
+# UniPi, mimic-video: imagine, then invert.
+VIDEO_FIRST = Table.parse("VIDEO_FIRST", """
+                 obs st act fut
+    observation   x  x
+    state         x  x
+    action        x  x  x   x
+    future        x  x      x
+""")  # fmt: skip
+
+# FastWAM: actions and future share the observation and nothing else.
+UNCOUPLED = Table.parse("UNCOUPLED", """
+                 obs st act fut
+    observation   x  x
+    state         x  x
+    action        x  x  x
+    future        x  x      x
+""")  # fmt: skip
+
+# A vision-language-action policy (pi0.5, GigaBrain-0, X-VLA): there is no future.
+ACTION_ONLY = Table.parse("ACTION_ONLY", """
+                 obs st act
+    observation   x  x
+    state         x  x
+    action        x  x  x
+""")  # fmt: skip
+
+# The self-attention ablation of the GigaWorld-Policy paper: everything sees everything, nothing can be cached.
+BIDIRECTIONAL = Table.parse("BIDIRECTIONAL", """
+                 obs st act fut
+    observation   x  x  x   x
+    state         x  x  x   x
+    action        x  x  x   x
+    future        x  x  x   x
+""")  # fmt: skip
+
+TABLES = {
+    table.name: table
+    for table in (ACTION_CENTERED, JOINT, VIDEO_FIRST, UNCOUPLED, ACTION_ONLY, BIDIRECTIONAL)
+}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of `length` tokens of one group along the sequence; a history run is split into equal `moments`."""
+
+    group: Group
+    length: int
+    moments: int = 1
+
+
+def attention_mask(table: Table, segments: Sequence[Segment], first_query: int = 0) -> Bool[Tensor, "Q L"]:
+    """True where a token may attend. Rows are the tokens of `segments[first_query:]`, columns those of all segments.
+
+    Segments before `first_query` are already encoded (a `Context`); they are looked at, but do not look.
+    """
+    order = table.groups
+    group, moment, past = [], [], 0
+    for segment in segments:
+        if segment.length % segment.moments:
+            raise ValueError(f"{segment.length} history tokens do not divide into {segment.moments} moments")
+        per_moment = segment.length // segment.moments
+        group += [order.index(segment.group)] * segment.length
+        moment += [past + i // per_moment for i in range(segment.length)]
+        past += segment.moments if segment.group is Group.HISTORY else 0
+    group_L, moment_L = torch.tensor(group), torch.tensor(moment)
+    start = sum(segment.length for segment in segments[:first_query])
+    sees = torch.tensor([[key in table.sees[query] for key in order] for query in order])
+    in_history = group_L == order.index(Group.HISTORY)
+    later = in_history[start:, None] & in_history & (moment_L > moment_L[start:, None])
+    return sees[group_L[start:]][:, group_L] & ~later
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of sampling: encode some finished groups, then denoise some noisy ones together.
+
+    `encode`: finished groups that are encoded now and kept as context from here on.
+    `recompute`: finished groups that look at something unfinished, so that they accompany every denoising step.
+    `denoise`: noisy groups that see each other and are denoised together.
+    """
+
+    encode: frozenset[Group]
+    recompute: frozenset[Group]
+    denoise: frozenset[Group]
+
+
+def plan(table: Table, wanted: Iterable[Group], given: Iterable[Group]) -> tuple[Stage, ...]:
+    """How to sample the `wanted` groups when the `given` groups are clean.
+
+    Noisy groups that a wanted one depends on are denoised with it (they see each other) or before it (it is seen).
+    Nothing else is touched: this is why an ACTION_CENTERED policy needs no future to act.
+    """
+    wanted, given = frozenset(wanted), frozenset(given)
+    unknown = (wanted | given) - set(table.groups)
+    if unknown:
+        raise ValueError(f"table {table.name} has no group {', '.join(sorted(unknown))}")
+    used = frozenset().union(*(table.reach(group) for group in wanted)) - ({Group.HISTORY} - given)
+    remaining, finished, encoded = used - given, used & given, frozenset[Group]()
+    stages = []
+    while remaining:
+        together = next(
+            component
+            for group in sorted(remaining)
+            if table.reach(group) & remaining
+            <= (component := frozenset(g for g in remaining if group in table.reach(g) and g in table.reach(group)))
+        )
+        settled = frozenset(group for group in finished if not table.reach(group) & remaining)
+        seen = frozenset().union(*(table.reach(group) for group in together))
+        stages.append(Stage((settled - encoded) & seen, (finished - settled) & seen, together))
+        encoded |= settled & seen
+        finished, remaining = finished | together, remaining - together
+    return tuple(stages)
+
+
+def tokens_denoised(stages: Sequence[Stage], lengths: Mapping[Group, int]) -> int:
+    """Tokens that pass through the model at every denoising step, summed over the stages: the cost of sampling."""
+    return sum(lengths[group] for stage in stages for group in stage.denoise | stage.recompute)

@@ -1,0 +1,166 @@
+"""Before the first step: datasets opened and matched to robots, codec and statistics fitted, latents cached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from actwam.checkpoint import Checkpoint
+from actwam.data.dataset import LeRobotDataset, require_embodiment
+from actwam.data.latents import Latents, cache_latents
+from actwam.data.loader import Mixture, Source, action_chunks, require_length
+from actwam.data.transforms import RobotTransform, ViewLayout, fit_normalizers
+from actwam.model.codec import PatchPCACodec
+from actwam.model.transformer import WorldActionTransformer
+from actwam.train.config import CodecConfig, Recipe, StageConfig
+from actwam.types import Mode
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done and how much there is."""
+
+
+def open_datasets(recipe: Recipe, folders: Mapping[str, Path]) -> dict[str, LeRobotDataset]:
+    """The datasets that the recipe names, each checked against its robot.
+
+    Raises ValueError on a dataset that is missing, of another robot, or with an episode shorter than the window.
+    """
+    needed = {source.dataset for stage in recipe.stages for source in stage.sources}
+    missing = sorted(needed - set(folders))
+    if missing:
+        raise ValueError(f"recipe {recipe.name} needs datasets {', '.join(missing)}: give each as NAME=FOLDER")
+    datasets = {name: LeRobotDataset.open(folders[name]) for name in sorted(needed)}
+    for dataset in datasets.values():
+        require_embodiment(dataset, recipe.robot(dataset.robot_type))
+        for episode in dataset.episodes:
+            require_length(dataset, episode.index, recipe.window)
+    return datasets
+
+
+def fit_robots(recipe: Recipe, datasets: Mapping[str, LeRobotDataset]) -> tuple[RobotTransform, ...]:
+    """Statistics of every robot, over the datasets that teach its actions (or, without such, that condition on them)."""
+    robots = []
+    for embodiment in recipe.robots:
+        teaching = [
+            _datasets_of(recipe, datasets, embodiment.name, modes)
+            for modes in ({Mode.POLICY, Mode.INVERSE}, {Mode.WORLD}, set(Mode))
+        ]
+        used = next((found for found in teaching if found), None)
+        if used is None:
+            raise ValueError(f"recipe {recipe.name}: no dataset of robot {embodiment.name} to take statistics from")
+        states, chunks = zip(*(action_chunks(dataset, recipe.window) for dataset in used), strict=True)
+        state, action = fit_normalizers(
+            np.concatenate(states), np.concatenate(chunks), embodiment, mode=recipe.normalize, constant=recipe.constant
+        )
+        robots.append(
+            RobotTransform(
+                embodiment, recipe.layout, state, action, recipe.model.state_width, recipe.model.action_width
+            )
+        )
+    return tuple(robots)
+
+
+def fit_codec(
+    recipe: Recipe, datasets: Mapping[str, LeRobotDataset], robots: Sequence[RobotTransform], progress: Progress
+) -> PatchPCACodec:
+    """A codec fitted on frames spread evenly over all datasets, the same ones every time."""
+    config: CodecConfig = recipe.codec
+    total = sum(len(dataset.state) for dataset in datasets.values())
+    every = max(1, total // config.fit_frames)
+    pictures = []
+    for name, dataset in datasets.items():
+        robot = _robot_of(robots, dataset)
+        for episode in dataset.episodes:
+            rows = np.arange(-episode.start % every, episode.length, every)
+            if len(rows):
+                views = {
+                    camera: dataset.frames(camera, episode.index, rows)
+                    for camera in robot.embodiment.cameras.values()
+                }
+                pictures.append(robot.picture(views))
+            progress(f"codec: frames of {name}", episode.index + 1, len(dataset.episodes))
+    frames = torch.from_numpy(np.concatenate(pictures))
+    return PatchPCACodec.fit(frames, patch=config.patch, channels=config.channels)
+
+
+def initial(recipe: Recipe, datasets: Mapping[str, LeRobotDataset], progress: Progress) -> Checkpoint:
+    """The system before training: random weights, fitted codec and statistics."""
+    robots = fit_robots(recipe, datasets)
+    codec = fit_codec(recipe, datasets, robots, progress)
+    torch.manual_seed(recipe.stages[0].seed)
+    return Checkpoint(
+        model=WorldActionTransformer(recipe.model),
+        codec=codec,
+        text=recipe.text,
+        table=recipe.table,
+        robots=robots,
+        window=recipe.window,
+        sampling=recipe.sampling,
+        trained={"recipe": recipe.name, "stage": None, "step": 0},
+    )
+
+
+def mixture(
+    stage: StageConfig,
+    checkpoint: Checkpoint,
+    datasets: Mapping[str, LeRobotDataset],
+    cache: Path,
+    progress: Progress,
+) -> Mixture:
+    """The batches of a stage, from cached latents."""
+    latents = {
+        name: encode_dataset(datasets[name], checkpoint, cache, progress)
+        for name in dict.fromkeys(source.dataset for source in stage.sources)
+    }
+    sources = [
+        Source(
+            datasets[source.dataset],
+            latents[source.dataset],
+            _robot_of(checkpoint.robots, datasets[source.dataset]),
+            checkpoint.window,
+            source.mode,
+            source.weight,
+        )
+        for source in stage.sources
+    ]
+    return Mixture(sources, stage.batch_size, stage.seed)
+
+
+def encode_dataset(
+    dataset: LeRobotDataset, checkpoint: Checkpoint, cache: Path, progress: Progress
+) -> Latents:
+    """The latents of a dataset, from `cache` or encoded once; keyed by the dataset, the codec and the layout."""
+    robot = _robot_of(checkpoint.robots, dataset)
+
+    def encode(pictures: UInt8[np.ndarray, "T H W 3"]) -> Float[np.ndarray, "T Z h w"]:
+        latents = checkpoint.codec.encode(torch.from_numpy(pictures)[None])[0]
+        return latents.permute(1, 0, 2, 3).numpy()
+
+    return cache_latents(
+        dataset,
+        cameras=tuple(robot.embodiment.cameras.values()),
+        compose=robot.picture,
+        encode=encode,
+        key=f"{checkpoint.codec.digest()} {_layout_key(robot.layout)}",
+        root=cache,
+        progress=lambda done, total: progress(f"latents of {dataset.folder.name}", done, total),
+    )
+
+
+def _layout_key(layout: ViewLayout) -> str:
+    return repr(layout)
+
+
+def _robot_of(robots: Sequence[RobotTransform], dataset: LeRobotDataset) -> RobotTransform:
+    return next(robot for robot in robots if robot.embodiment.name == dataset.robot_type)
+
+
+def _datasets_of(
+    recipe: Recipe, datasets: Mapping[str, LeRobotDataset], robot: str, modes: set[Mode]
+) -> list[LeRobotDataset]:
+    names = {s.dataset for stage in recipe.stages for s in stage.sources if s.mode in modes}
+    return [dataset for name, dataset in datasets.items() if name in names and dataset.robot_type == robot]
