@@ -7,8 +7,8 @@
     manifest.json        SHA-256 of every other file
     train_state/         only for resuming
 
-It appears whole or not at all, and is read as untrusted input: no pickle, every hash checked, every tensor accounted
-for.
+It appears whole or not at all, and is read as untrusted input: no pickle, every hash checked, every tensor
+accounted for.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class Checkpoint:
         if name is None and len(self.robots) == 1:
             return self.robots[0]
         if name not in names:
-            raise ValueError(f"this checkpoint was trained on {', '.join(names)}; name one of them, not {name!r}")
+            raise ValueError(
+                f"this checkpoint was trained on {', '.join(names)}; name one of them, not {name!r}"
+            )
         return self.robots[names.index(name)]
 
 
@@ -73,8 +75,8 @@ def save(
 ) -> None:
     """Write `folder`, which must not exist. `weights` replaces the model's own, for a moving average.
 
-    Raises ValueError when the disk is full or the folder cannot be written; nothing of it is left behind then, and
-    checkpoints written before are not touched.
+    Raises ValueError when the disk is full or the folder cannot be written; nothing of it is left behind
+    then, and checkpoints written before are not touched.
     """
     weights = checkpoint.model.state_dict() if weights is None else weights
     files = {"model": weights, "codec": checkpoint.codec.tensors(), f"{TRAIN_STATE}/state": train_state}
@@ -92,7 +94,9 @@ def save(
             for path in partial.rglob("*"):
                 _flush(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder}: the checkpoint could not be written: {error}; free disk space and resume") from error
+        raise ValueError(
+            f"{folder}: the checkpoint could not be written: {error}; free disk space and resume"
+        ) from error
     _flush(folder.parent)
 
 
@@ -109,24 +113,30 @@ def load(folder: Path) -> Checkpoint:
         raise ValueError(f"{folder}: checkpoint format {config.get('format')}, this version reads {FORMAT}")
     norm_stats = _read_json(folder / "norm_stats.json")
     try:
-        model = build(TransformerConfig.from_json(config["model"]))
-        robots = tuple(
-            RobotTransform.from_json(robot, norm_stats[robot["embodiment"]["name"]]) for robot in config["robots"]
+        window = config["window"]
+        checkpoint = Checkpoint(
+            model=build(TransformerConfig.from_json(config["model"])).eval(),
+            codec=PatchPCACodec.from_tensors(read_tensors(folder / "codec.safetensors")),
+            text=HashedWords(**config["text"]),
+            table=TABLES[config["table"]],
+            robots=tuple(
+                RobotTransform.from_json(robot, norm_stats[robot["embodiment"]["name"]])
+                for robot in config["robots"]
+            ),
+            window=Window(
+                action_horizon=window["action_horizon"], future_offsets=tuple(window["future_offsets"])
+            ),
+            sampling=Sampling(**config["sampling"]),
+            trained=config["trained"],
         )
-        span = config["window"]
-        window = Window(action_horizon=span["action_horizon"], future_offsets=tuple(span["future_offsets"]))
-        parts = {
-            "text": HashedWords(**config["text"]),
-            "table": TABLES[config["table"]],
-            "sampling": Sampling(**config["sampling"]),
-        }
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'}: {type(error).__name__} {error}; it does not fit this version") from error
-    load_weights(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
-    codec = PatchPCACodec.from_tensors(read_tensors(folder / "codec.safetensors"))
-    return Checkpoint(
-        model=model.eval(), codec=codec, robots=robots, window=window, trained=config["trained"], **parts
-    )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: {type(error).__name__} {error}; config.json, norm_stats.json or codec.safetensors "
+            "does not fit this version"
+        ) from error
+    weights = folder / "model.safetensors"
+    load_weights(checkpoint.model, read_tensors(weights), weights)
+    return checkpoint
 
 
 def newest(folder: Path) -> Path:
@@ -140,19 +150,25 @@ def newest(folder: Path) -> Path:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first. They are renamed into place, so that one seen is whole."""
+    """The finished checkpoints of a run, oldest first. They are renamed into place, so that one seen is
+    whole.
+    """
     return sorted(path for path in run.glob("step_*") if path.suffix != ".partial")
 
 
 def verify(folder: Path) -> None:
-    """Hash every file against the manifest. Raises ValueError naming the first that is missing, extra or changed."""
+    """Hash every file against the manifest. Raises ValueError naming the first that is missing, extra or
+    changed.
+    """
     expected, found = _read_json(folder / "manifest.json"), _hashes(folder)
     for name in sorted({*expected, *found}):
         if name not in found:
             raise ValueError(f"{folder / name}: missing; the checkpoint is incomplete, use another")
         if expected.get(name) != found[name]:
             what = "changed since it was written" if name in expected else "not part of the checkpoint"
-            raise ValueError(f"{folder / name}: {what} (SHA-256 against manifest.json); use another checkpoint")
+            raise ValueError(
+                f"{folder / name}: {what} (SHA-256 against manifest.json); use another checkpoint"
+            )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -202,7 +218,7 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
 def _hashes(folder: Path) -> dict[str, str]:
     hashes = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != "manifest.json":
+        if path.is_file() and path != folder / "manifest.json":
             with path.open("rb") as file:
                 hashes[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes

@@ -1,8 +1,9 @@
-"""Flow matching as Wan, FLUX and GigaWorld-Policy write it in code: sigma 1 is noise, velocity is noise - clean.
+"""Flow matching as Wan, FLUX and GigaWorld-Policy write it in code: sigma 1 is noise, velocity is noise -
+clean.
 
 The GigaWorld-Policy-0.5 report runs time the other way round (eq. 4-7: data at 1); its released trainer, like
-diffusers, does what stands here. The two are not a relabelling: with a shift of 5 the mean noise level is 0.75 here
-and would be 0.25 there.
+diffusers, does what stands here. The two are not a relabelling: with a shift of 5 the mean noise level is
+0.75 here and would be 0.25 there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def velocity(clean: Float[Tensor, "..."], noise: Float[Tensor, "..."]) -> Float[
 
 
 def shift(sigma: Float[Tensor, "..."], flow_shift: float) -> Float[Tensor, "..."]:
-    """Push noise levels towards 1 by k*s / (1 + (k-1)*s); 0 and 1 stay where they are, k = 1 changes nothing."""
+    """Push noise levels towards 1 by k*s / (1 + (k-1)*s); 0 and 1 stay, and k = 1 changes nothing."""
     if flow_shift <= 0:
         raise ValueError(f"flow_shift must be positive, not {flow_shift}")
     return flow_shift * sigma / (1 + (flow_shift - 1) * sigma)
@@ -42,7 +43,7 @@ def sample_sigma(n: int, flow_shift: float, generator: torch.Generator) -> Float
     return shift(torch.rand(n, generator=generator), flow_shift)
 
 
-def schedule(num_steps: int, flow_shift: float) -> Float[Tensor, "num_steps+1"]:
+def schedule(num_steps: int, flow_shift: float) -> Float[Tensor, "{num_steps}+1"]:
     """Sampling noise levels from 1 down to 0: evenly spaced, then shifted."""
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, not {num_steps}")

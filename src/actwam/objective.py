@@ -18,8 +18,9 @@ NOISY_FUTURE = frozenset({Mode.VIDEO, Mode.WORLD, Mode.POLICY})
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """Loss weights and noise. The GigaWorld-Policy paper weighs action to video 5:1; its 0.5 code shifts the action's
-    noise by 5 and the video's by 2, each drawn independently."""
+    """Loss weights and noise. The GigaWorld-Policy paper weighs action to video 5:1; its 0.5 code shifts the
+    action's noise by 5 and the video's by 2, each drawn independently.
+    """
 
     action_weight: float = 5.0
     future_weight: float = 1.0
@@ -29,10 +30,11 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """A batch with noise drawn: per group its noisy value, its noise level (B,), its target velocity, and who has it.
+    """A batch with noise drawn: per group its noisy value, its noise level (B,), its target velocity, and who
+    has it.
 
-    `present[group]` is False for samples in which the group does not exist; `weighs[group]` marks the elements that
-    count in the loss, broadcastable to the group's value.
+    `present[group]` is False for samples in which the group does not exist; `weighs[group]` marks the
+    elements that count in the loss, broadcastable to the group's value.
     """
 
     values: dict[Group, Float[Tensor, "B ..."]]
@@ -45,6 +47,7 @@ class NoisyBatch:
 def add_noise(batch: Batch, config: ObjectiveConfig, generator: torch.Generator) -> NoisyBatch:
     """Draw noise and noise levels as the modes of the samples ask. Groups that no sample has are left out.
 
+    Padded action dimensions get no noise: they are zero in training, and stay zero in sampling.
     All random numbers come from `generator` (on the CPU) in a fixed order, whatever the modes are.
     """
     B = len(batch.modes)
@@ -56,6 +59,8 @@ def add_noise(batch: Batch, config: ObjectiveConfig, generator: torch.Generator)
     values, sigmas, targets = {}, {}, {}
     for group, (clean, flow_shift, noisy_modes) in draws.items():
         noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+        if group is Group.ACTION:  # the first step lies in the episode, so it tells which dimensions exist
+            noise = noise * batch.action_valid[:, :1]
         drawn = flow.sample_sigma(B, flow_shift, generator).to(clean.device)
         sigmas[group] = torch.where(_modes(batch, noisy_modes), drawn, 0.0)
         values[group] = flow.interpolate(clean, noise, sigmas[group])
@@ -71,18 +76,24 @@ def add_noise(batch: Batch, config: ObjectiveConfig, generator: torch.Generator)
         Group.ACTION: batch.action_valid & _modes(batch, NOISY_ACTION)[:, None, None],
         Group.FUTURE: (batch.future_valid & _modes(batch, NOISY_FUTURE)[:, None])[:, None, :, None, None],
     }
-    keep = [group for group in (Group.OBSERVATION, Group.STATE, Group.ACTION, Group.FUTURE) if group not in absent]
+    keep = [
+        group for group in (Group.OBSERVATION, Group.STATE, Group.ACTION, Group.FUTURE) if group not in absent
+    ]
     return NoisyBatch(
-        *({group: side[group] for group in keep if group in side} for side in (values, sigmas, targets)),
-        {group: who for group, who in present.items() if group in keep and not who.all()},
-        {group: mask for group, mask in weighs.items() if group in keep},
+        values={group: values[group] for group in keep},
+        sigmas={group: sigmas[group] for group in keep},
+        targets={group: target for group, target in targets.items() if group in keep},
+        present={group: who for group, who in present.items() if group in keep and not who.all()},
+        weighs={group: mask for group, mask in weighs.items() if group in keep},
     )
 
 
 def masked_mse(
     prediction: Float[Tensor, "B ..."], target: Float[Tensor, "B ..."], weighs: Bool[Tensor, "B ..."]
 ) -> Float[Tensor, ""]:
-    """Mean squared error over the elements that weigh; 0 where none does. What does not weigh has no gradient."""
+    """Mean squared error over the elements that weigh; 0 where none does. What does not weigh has no
+    gradient.
+    """
     weight = weighs.expand_as(target).to(prediction.dtype)
     error = torch.where(weighs, prediction - target, 0.0)
     return error.square().sum() / weight.sum().clamp(min=1)
@@ -91,7 +102,9 @@ def masked_mse(
 def losses(
     velocities: dict[Group, Float[Tensor, "B ..."]], noisy: NoisyBatch, config: ObjectiveConfig
 ) -> dict[str, Float[Tensor, ""]]:
-    """`loss`, the weighted sum, and its parts `loss_action` and `loss_future`, unweighted, for the groups present."""
+    """`loss`, the weighted sum, and its parts `loss_action` and `loss_future`, unweighted, for the groups
+    present.
+    """
     weights = {Group.ACTION: config.action_weight, Group.FUTURE: config.future_weight}
     parts = {
         group: masked_mse(velocities[group], noisy.targets[group], noisy.weighs[group])

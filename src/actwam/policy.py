@@ -3,8 +3,8 @@
     policy = Policy.load("runs/demo/train/3-align")
     chunk = policy.act(observation)
 
-A policy holds no state between calls: what an observation, an instruction and a seed give does not depend on what was
-asked before.
+A policy holds no state between calls: what an observation, an instruction and a seed give does not depend on
+what was asked before.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from actwam.types import ActionChunk, Group, Observation
 
 @dataclass(frozen=True)
 class Imagination:
-    """The F future frames of the composed picture, at the offsets of the checkpoint's window, and their actions."""
+    """The F future frames of the composed picture, at the offsets of the checkpoint's window, and their
+    actions.
+    """
 
     video: UInt8[np.ndarray, "F H W 3"]
     actions: Float[np.ndarray, "K A"]
@@ -45,7 +47,9 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """A checkpoint that acts for one of its robots. `table` may be replaced to decode the same weights differently."""
+    """A checkpoint that acts for one of its robots. `table` may be replaced to decode the same weights
+    differently.
+    """
 
     checkpoint: Checkpoint
     robot: RobotTransform
@@ -66,8 +70,8 @@ class Policy:
     def act(self, observation: Observation, *, seed: int = 0) -> ActionChunk:
         """The next K actions, in the robot's units. `seed` draws the noise that they are denoised from.
 
-        Raises ValueError on a missing or unknown camera, a wrong picture size or dtype, a state of the wrong width,
-        NaN or Inf, and an instruction that is empty or too long.
+        Raises ValueError on a missing or unknown camera, a wrong picture size or dtype, a state of the wrong
+        width, NaN or Inf, and an instruction that is empty or too long.
         """
         return self.act_batch([observation], [seed])[0]
 
@@ -82,7 +86,8 @@ class Policy:
     ) -> Imagination:
         """The future that `actions` would bring, or, without them, the policy's own actions and their future.
 
-        Raises ValueError as `act` does, and when `actions` are not K of the robot's width or not finite.
+        Raises ValueError as `act` does, when `actions` are not K of the robot's width or not finite, and when
+        the table lets no action shape the future.
         """
         given = None if actions is None else actions[None]
         return self.imagine_batch([observation], given, [seed])[0]
@@ -97,16 +102,24 @@ class Policy:
         encoded = self.encode(observations)
         given = {}
         if actions is not None:
+            if Group.ACTION not in self.table.reach(Group.FUTURE):
+                raise ValueError(
+                    f"table {self.table.name}: the future does not see actions, so give none to imagine"
+                )
             horizon = self.checkpoint.window.action_horizon
             if actions.shape[1] != horizon:
                 raise ValueError(f"imagine needs {horizon} actions, not {actions.shape[1]}")
             model_actions = self.robot.model_action(np.asarray(actions, np.float32), encoded.states)
             given[Group.ACTION] = torch.from_numpy(model_actions).to(self.device)
         encoded = Encoded({**encoded.given, **given}, encoded.text, encoded.states)
-        values = self._sample(encoded, [group for group in (Group.ACTION, Group.FUTURE) if group not in given], seeds)
+        values = self._sample(
+            encoded, [group for group in (Group.ACTION, Group.FUTURE) if group not in given], seeds
+        )
         videos = self.checkpoint.codec.decode(values[Group.FUTURE].cpu()).numpy()
         if actions is None:
-            actions = np.stack([chunk.actions for chunk in self._chunks(values[Group.ACTION], encoded.states)])
+            actions = np.stack(
+                [chunk.actions for chunk in self._chunks(values[Group.ACTION], encoded.states)]
+            )
         return [Imagination(video, chunk) for video, chunk in zip(videos, actions, strict=True)]
 
     def encode(self, observations: Sequence[Observation]) -> Encoded:
@@ -115,7 +128,9 @@ class Policy:
         pictures = torch.from_numpy(np.stack([picture for picture, _ in prepared]))
         given = {
             Group.OBSERVATION: self.checkpoint.codec.encode(pictures).to(self.device),
-            Group.STATE: torch.from_numpy(np.stack([state for _, state in prepared]))[:, None].to(self.device),
+            Group.STATE: torch.from_numpy(np.stack([state for _, state in prepared]))[:, None].to(
+                self.device
+            ),
         }
         states = np.stack([observation.state for observation in observations])
         return Encoded(given, self._text([observation.instruction for observation in observations]), states)
@@ -134,6 +149,8 @@ class Policy:
     def _sample(
         self, encoded: Encoded, wanted: Iterable[Group], seeds: Sequence[int]
     ) -> dict[Group, Float[Tensor, "B ..."]]:
+        if len(seeds) != len(encoded.states):
+            raise ValueError(f"{len(encoded.states)} observations need as many seeds, not {len(seeds)}")
         noisy = {group for stage in plan(self.table, wanted, encoded.given) for group in stage.denoise}
         values, _ = sample(
             self.checkpoint.model,
@@ -148,7 +165,9 @@ class Policy:
         return values
 
     def _noise(self, groups: set[Group], encoded: Encoded, seeds: Sequence[int]) -> dict[Group, Tensor]:
-        """Noise that belongs to (seed, group): adding a group or a neighbour in the batch changes no other noise."""
+        """Noise that belongs to (seed, group): adding a group or a neighbour in the batch changes no other
+        noise.
+        """
         window, observed = self.checkpoint.window, encoded.given[Group.OBSERVATION]
         shapes = {
             Group.ACTION: (window.action_horizon, self.robot.action_width),
@@ -156,12 +175,17 @@ class Policy:
         }
         rows = {
             group: [
-                torch.randn(shapes[group], generator=torch.Generator().manual_seed(2 * seed + (group is Group.FUTURE)))
+                torch.randn(
+                    shapes[group], generator=torch.Generator().manual_seed(2 * seed + (group is Group.FUTURE))
+                )
                 for seed in seeds
             ]
             for group in groups
         }
-        return {group: torch.stack(noise).to(self.device) for group, noise in rows.items()}
+        noise = {group: torch.stack(parts).to(self.device) for group, parts in rows.items()}
+        if Group.ACTION in noise:  # padded dimensions are zero, as in training
+            noise[Group.ACTION][..., len(self.robot.embodiment.action_names) :] = 0
+        return noise
 
     def _chunks(self, actions: Float[Tensor, "B K A"], states: Float[np.ndarray, "B s"]) -> list[ActionChunk]:
         return [ActionChunk(chunk) for chunk in self.robot.robot_action(actions.cpu().numpy(), states)]

@@ -42,29 +42,54 @@ def sample(
     sampling: Sampling,
     context: Context | None = None,
 ) -> tuple[dict[Group, Float[Tensor, "B ..."]], Context | None]:
-    """Sample the wanted groups: their values, those of the groups that had to be denoised for them, and the context.
+    """Sample the wanted groups: their values, those of the groups that had to be denoised for them, and a
+    context of given groups, which may be handed to the next call that is given the same.
 
-    `given` are clean groups; those already in `context` are not encoded again. `noise` holds the starting noise of
-    every group that `plan` denoises. A returned context may be handed to the next call.
+    `given` are clean groups; those already in `context` are not encoded again. `noise` holds the starting
+    noise of every group that `plan` denoises. Raises ValueError when some is missing, and on a context that
+    does not fit what is given.
     """
-    values = dict(given)
-    for stage in plan(table, wanted, given):
+    stages, values, reusable = plan(table, wanted, given), dict(given), context
+    missing = {group for stage in stages for group in stage.denoise} - set(noise)
+    if missing:
+        raise ValueError(
+            f"table {table.name}: {', '.join(sorted(missing))} must be denoised, but has no noise"
+        )
+    _require_fitting(context, table, given)
+    for stage in stages:
         new = [group for group in Group if group in stage.encode - set(context.groups if context else ())]
         if new:
             clean = [GroupInput(group, values[group], _level(0.0, values[group])) for group in new]
             context = model.encode(clean, text, embodiment, table, context)
+            reusable = context if set(new) <= set(given) else reusable
         along = [group for group in Group if group in stage.recompute | stage.denoise]
         levels = {group: sampling.levels(group) for group in stage.denoise}
         values |= {group: noise[group] for group in stage.denoise}
         for step in range(sampling.num_steps):
             inputs = [
-                GroupInput(group, values[group], _level(levels[group][step] if group in levels else 0.0, values[group]))
+                GroupInput(
+                    group,
+                    values[group],
+                    _level(levels[group][step] if group in levels else 0.0, values[group]),
+                )
                 for group in along
             ]
             velocities = model(inputs, text, embodiment, table, context)
             for group, (now, then) in ((g, levels[g][step : step + 2]) for g in levels):
                 values[group] = flow.euler(values[group], velocities[group], now, then)
-    return {group: values[group] for group in values if group not in given}, context
+    return {group: values[group] for group in values if group not in given}, reusable
+
+
+def _require_fitting(context: Context | None, table: Table, given: Mapping[Group, Tensor]) -> None:
+    """Every group of the context must be given, and have been encoded with all given groups that it sees."""
+    groups = set(context.groups if context else ())
+    seen = frozenset[Group]().union(*(table.reach(group) for group in groups))
+    wrong = (groups - set(given)) | (seen & set(given) - groups)
+    if wrong:
+        raise ValueError(
+            f"table {table.name}: the context and what is given differ in {', '.join(sorted(wrong))}; "
+            "sample without a context, or give the groups it was made from"
+        )
 
 
 def _level(sigma: float, value: Float[Tensor, "B ..."]) -> Float[Tensor, "B 1"]:

@@ -1,16 +1,17 @@
 """Who may look at whom: the one idea of ActWAM, written as pictures.
 
-A family of models is a table. Row by row it says which groups of tokens a group may attend to. Everything else is
-derived from the table here and nowhere else: the attention mask, what must be denoised to obtain a group, in which
-order, and which encoded groups can be kept as a `Context`.
+A family of models is a table. Row by row it says which groups of tokens a group may attend to. Everything
+else is derived from the table here and nowhere else: the attention mask, what must be denoised to obtain a
+group, in which order, and which encoded groups can be kept as a `Context`.
 
-`history` is not drawn, because it is the same in every table: all rows see it, and inside it a moment sees itself
-and earlier moments only.
+`history` is not drawn, because it is the same in every table: all rows see it, and inside it a moment sees
+itself and earlier moments only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -24,25 +25,31 @@ _HEADER = {"obs": Group.OBSERVATION, "st": Group.STATE, "act": Group.ACTION, "fu
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A family of models: `sees[q]` holds the groups that tokens of group q may attend to. Equal only to itself."""
+    """A family of models: `sees[q]` holds the groups that tokens of group q may attend to. Equal only to
+    itself.
+    """
 
     name: str
     sees: Mapping[Group, frozenset[Group]]
 
     @classmethod
     def parse(cls, name: str, picture: str) -> Table:
-        """Read a picture: an x in the row of q, below the header of k, lets q attend to k."""
-        header, *rows = [line for line in picture.splitlines() if line.strip()]
-        columns = {_HEADER[word]: (header.index(word), header.index(word) + len(word)) for word in header.split()}
+        """Read a picture: an x in the row of q, below the header of k, lets q attend to k.
+
+        Raises ValueError when rows and columns differ, or when anything but one x stands below a header.
+        """
+        header, *rows = [line for line in picture.splitlines() if line.strip()] or [""]
+        columns = {_HEADER.get(word[0], word[0]): range(*word.span()) for word in re.finditer(r"\S+", header)}
+        if not columns or sorted(columns) != sorted(row.split()[0] for row in rows):
+            raise ValueError(f"table {name}: rows and columns must name the same groups, each once")
         sees = {Group.HISTORY: frozenset({Group.HISTORY})}
         for row in rows:
-            marks = {i for i, character in enumerate(row) if character == "x" and row[: i + 1].split()[1:]}
-            seen = {group for group, (start, end) in columns.items() if marks & set(range(start, end))}
-            if len(seen) != len(marks):
-                raise ValueError(f"table {name}: an x stands outside the columns in {row!r}")
-            sees[Group(row.split()[0])] = frozenset(seen | {Group.HISTORY})
-        if set(sees) != {*columns, Group.HISTORY}:
-            raise ValueError(f"table {name}: rows and columns name different groups")
+            query = row.split()[0]
+            marks = [i for i in range(row.index(query) + len(query), len(row)) if row[i] != " "]
+            seen = [Group(group) for group, column in columns.items() if set(marks) & set(column)]
+            if len(seen) != len(marks) or any(row[i] != "x" for i in marks):
+                raise ValueError(f"table {name}: anything but one x below a header stands in {row!r}")
+            sees[Group(query)] = frozenset({*seen, Group.HISTORY})
         return cls(name, sees)
 
     @property
@@ -63,7 +70,9 @@ class Table:
         names = {group: word for word, group in _HEADER.items() if group in self.sees}
         lines = [" " * 13 + " ".join(names.values())]
         for query in names:
-            marks = [("x" if key in self.sees[query] else " ").ljust(len(word)) for key, word in names.items()]
+            marks = [
+                ("x" if key in self.sees[query] else " ").ljust(len(word)) for key, word in names.items()
+            ]
             lines.append(f"{query:<13}{' '.join(marks)}".rstrip())
         return "\n".join(lines)
 
@@ -112,7 +121,7 @@ ACTION_ONLY = Table.parse("ACTION_ONLY", """
     action        x  x  x
 """)  # fmt: skip
 
-# The self-attention ablation of the GigaWorld-Policy paper: everything sees everything, nothing can be cached.
+# The self-attention ablation of the GigaWorld-Policy paper: all see all, nothing can be cached.
 BIDIRECTIONAL = Table.parse("BIDIRECTIONAL", """
                  obs st act fut
     observation   x  x  x   x
@@ -129,7 +138,7 @@ TABLES = {
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of `length` tokens of one group along the sequence; a history run is split into equal `moments`."""
+    """A run of `length` tokens of one group; one of history is split into equal `moments`."""
 
     group: Group
     length: int
@@ -137,11 +146,14 @@ class Segment:
 
 
 def attention_mask(table: Table, segments: Sequence[Segment], first_query: int = 0) -> Bool[Tensor, "Q L"]:
-    """True where a token may attend. Rows are the tokens of `segments[first_query:]`, columns those of all segments.
+    """True where a token may attend. Rows are the tokens of `segments[first_query:]`, columns those of all
+    segments.
 
     Segments before `first_query` are already encoded (a `Context`); they are looked at, but do not look.
+    Raises ValueError on a group that the table does not have.
     """
     order = table.groups
+    _require_known(table, {segment.group for segment in segments})
     group, moment, past = [], [], 0
     for segment in segments:
         if segment.length % segment.moments:
@@ -162,9 +174,9 @@ def attention_mask(table: Table, segments: Sequence[Segment], first_query: int =
 class Stage:
     """One part of sampling: encode some finished groups, then denoise some noisy ones together.
 
-    `encode`: finished groups that are encoded now and kept as context from here on.
-    `recompute`: finished groups that look at something unfinished, so that they accompany every denoising step.
-    `denoise`: noisy groups that see each other and are denoised together.
+    `encode`: finished groups that are encoded now and kept as context from here on. `recompute`: finished
+    groups that look at something unfinished, so that they accompany every denoising step. `denoise`: noisy
+    groups that see each other and are denoised together.
     """
 
     encode: frozenset[Group]
@@ -175,13 +187,11 @@ class Stage:
 def plan(table: Table, wanted: Iterable[Group], given: Iterable[Group]) -> tuple[Stage, ...]:
     """How to sample the `wanted` groups when the `given` groups are clean.
 
-    Noisy groups that a wanted one depends on are denoised with it (they see each other) or before it (it is seen).
-    Nothing else is touched: this is why an ACTION_CENTERED policy needs no future to act.
+    Noisy groups that a wanted one depends on are denoised with it (they see each other) or before it (it is
+    seen). Nothing else is touched: this is why an ACTION_CENTERED policy needs no future to act.
     """
     wanted, given = frozenset(wanted), frozenset(given)
-    unknown = (wanted | given) - set(table.groups)
-    if unknown:
-        raise ValueError(f"table {table.name} has no group {', '.join(sorted(unknown))}")
+    _require_known(table, wanted | given)
     used = frozenset().union(*(table.reach(group) for group in wanted)) - ({Group.HISTORY} - given)
     remaining, finished, encoded = used - given, used & given, frozenset[Group]()
     stages = []
@@ -190,7 +200,11 @@ def plan(table: Table, wanted: Iterable[Group], given: Iterable[Group]) -> tuple
             component
             for group in sorted(remaining)
             if table.reach(group) & remaining
-            <= (component := frozenset(g for g in remaining if group in table.reach(g) and g in table.reach(group)))
+            <= (
+                component := frozenset(
+                    g for g in remaining if group in table.reach(g) and g in table.reach(group)
+                )
+            )
         )
         settled = frozenset(group for group in finished if not table.reach(group) & remaining)
         seen = frozenset().union(*(table.reach(group) for group in together))
@@ -201,5 +215,13 @@ def plan(table: Table, wanted: Iterable[Group], given: Iterable[Group]) -> tuple
 
 
 def tokens_denoised(stages: Sequence[Stage], lengths: Mapping[Group, int]) -> int:
-    """Tokens that pass through the model at every denoising step, summed over the stages: the cost of sampling."""
+    """Tokens that pass through the model at every denoising step, summed over the stages: the cost of
+    sampling.
+    """
     return sum(lengths[group] for stage in stages for group in stage.denoise | stage.recompute)
+
+
+def _require_known(table: Table, groups: Set[Group]) -> None:
+    unknown = groups - set(table.groups)
+    if unknown:
+        raise ValueError(f"table {table.name} has no group {', '.join(sorted(unknown))}")

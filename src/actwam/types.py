@@ -8,10 +8,10 @@ Every shape in the code is written with these letters, and with no others:
     A action width     S state width       M text tokens         E text width
     C colour channels (3, RGB)             G head width          Q queried tokens
 
-Pictures are uint8 RGB, height before width, values 0..255. Actions and states are float32 in the robot's own units
-until `data.normalize` maps them to the model's range. `sigma` is a noise level: 0 is clean, 1 is pure noise.
-A mask called `*_valid` is True where data may be used; a mask called `*attention_mask` is True where a token may
-look.
+Pictures are uint8 RGB, height before width, values 0..255. Actions and states are float32 in the robot's own
+units until `data.normalize` maps them to the model's range. `sigma` is a noise level: 0 is clean, 1 is pure
+noise. A mask called `*_valid` is True where data may be used; a mask called `*attention_mask` is True where a
+token may look.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ class ActionChunk:
 class Batch:
     """B training windows on one device: the present frame and its state, the next K actions, F future frames.
 
-    `latents` holds the present frame at index 0 and then the future frames. `state` and `action` are normalised and
-    padded to the model's widths. `action_valid` is False past the end of the episode and in padded dimensions,
-    `future_valid` is False for frames past the end.
+    `latents` holds the present frame at index 0 and then the future frames. `state` and `action` are
+    normalised and padded to the model's widths. `action_valid` is False past the end of the episode and in
+    padded dimensions, `future_valid` is False for frames past the end.
     """
 
     modes: tuple[Mode, ...]
-    latents: Float[Tensor, "B Z 1+F h w"]
     future_valid: Bool[Tensor, "B F"]
+    latents: Float[Tensor, "B Z 1+F h w"]
     state: Float[Tensor, "B S"]
     action: Float[Tensor, "B K A"]
     action_valid: Bool[Tensor, "B K A"]

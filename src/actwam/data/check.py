@@ -75,7 +75,7 @@ def check(
 
     `decode="all"` decodes every frame, "ends" counts the frames of every file and decodes the first and last
     of each episode. `constant` is the normaliser's policy on a dimension that never moves: with "center" it
-    is a warning. `progress(done, total)` is called with numbers of frames, all cameras together.
+    is a warning. `progress(decoded, total)` is called with numbers of frames, all cameras together.
     """
     problems: list[Problem] = []
     report: Reporter = problems.append
@@ -163,8 +163,9 @@ def _check_videos(
 ) -> int:
     """Returns how many frames were decoded."""
     placed = locate_clips(tables, info, report)
-    total = sum(max(episode.length, 0) for episode in tables.episodes) * len(info.cameras)
-    done = decoded = 0
+    most = info.total_frames if decode == "all" else 2
+    total = sum(min(max(episode.length, 0), most) for episode in tables.episodes) * len(info.cameras)
+    decoded = 0
     for camera in info.cameras:
         files: dict[Path, list[tuple[int, Clip, int]]] = {}
         for episode in tables.episodes:
@@ -184,7 +185,7 @@ def _check_videos(
                     _check_counts(path, index, camera, members, place)
                     for _ in _frames(path, index, members, decode):
                         decoded += 1
-                        progress(done + decoded, total)
+                        progress(decoded, total)
     return decoded
 
 

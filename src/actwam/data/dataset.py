@@ -175,8 +175,7 @@ class LeRobotDataset:
 
     @contextmanager
     def _located(self, camera: str, episode: EpisodeInfo) -> Iterator[None]:
-        """Name camera, episode and frame of the episode in a problem that knows only the file and its
-        frame."""
+        """Name camera, episode and frame in a problem that knows only the file and its frame."""
         path = episode.clips[camera].path
         parts = [
             (e.index, e.clips[camera].first_frame) for e in self.episodes if e.clips[camera].path == path
@@ -209,8 +208,7 @@ def _require_size(frames: np.ndarray, path: Path, size: Camera) -> None:
 
 
 def require_embodiment(dataset: LeRobotDataset, embodiment: Embodiment) -> None:
-    """Raises ValueError, naming both sides of every difference, unless the dataset was recorded on this
-    embodiment."""
+    """Raises ValueError, naming both sides of every difference, unless they fit."""
     cameras = {camera.name: (camera.height, camera.width) for camera in dataset.cameras}
     wanted = dict.fromkeys(embodiment.cameras.values(), tuple(embodiment.image_size))
     sides = (

@@ -10,8 +10,8 @@ from typing import Any
 class Embodiment:
     """One robot. `index` selects its own first and last projector layers in the model.
 
-    `cameras` maps a slot of the composed picture to the name of the camera that fills it. `delta_mask` is True for
-    the action dimensions that are learned relative to the state dimension of the same index.
+    `cameras` maps a slot of the composed picture to the name of the camera that fills it. `delta_mask` is
+    True for the action dimensions that are learned relative to the state dimension of the same index.
     """
 
     name: str
@@ -32,7 +32,9 @@ class Embodiment:
             )
         beyond = [i for i, delta in enumerate(self.delta_mask) if delta and i >= len(self.state_names)]
         if beyond:
-            raise ValueError(f"embodiment {self.name}: action dimensions {beyond} are deltas of a state it has not")
+            raise ValueError(
+                f"embodiment {self.name}: action dimensions {beyond} are deltas of a state it has not"
+            )
         if len(set(self.cameras.values())) != len(self.cameras):
             raise ValueError(f"embodiment {self.name}: one camera fills two slots: {self.cameras}")
 
@@ -41,6 +43,5 @@ class Embodiment:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Embodiment:
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-        )
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)

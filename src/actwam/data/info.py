@@ -13,6 +13,7 @@ from string import Formatter
 from typing import Any
 
 from actwam.data.problem import Problem
+from actwam.data.video import MAX_SIDE
 
 VERSIONS = ("v3.0",)
 """Values of `codebase_version` that can be read."""
@@ -23,7 +24,6 @@ STATE, ACTION = "observation.state", "action"
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_FRAMES = 200_000_000
-MAX_SIDE = 8192
 MAX_WIDTH = 1024
 """Bounds on what a file may make the reader allocate: no robot dataset comes near them."""
 
@@ -71,8 +71,7 @@ class Info:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object from a file. Raises ValueError if it is missing, larger than 64 MiB, or something
-    else."""
+    """One JSON object from a file. Raises ValueError if it is missing, too large, or something else."""
     if not path.is_file():
         raise _problem(path, "file is missing", "copy the dataset again, or give the folder that holds meta/")
     if path.stat().st_size > MAX_JSON_BYTES:
@@ -137,6 +136,8 @@ def _camera(path: Path, key: str, feature: dict[str, Any]) -> Camera | None:
     if feature.get("dtype") != "video":
         return None
     details = feature.get("info") or feature.get("video_info") or {}
+    if not isinstance(details, dict):
+        raise _problem(path, f"{key} has info {details!r}, expected a table", "write the dataset again")
     if details.get("is_depth_map") or details.get("video.is_depth_map"):
         return None  # depth is no picture: it is not among the cameras
     if not CAMERA_NAME.fullmatch(key):
@@ -174,8 +175,7 @@ def _names(path: Path, key: str, feature: dict[str, Any] | None) -> tuple[str, .
 
 
 def _template(path: Path, data: dict[str, Any], key: str) -> str:
-    """A path with {chunk_index:03d}, {file_index:03d} and {video_key} in it, and nothing else that is
-    replaced."""
+    """A path in which {chunk_index:03d}, {file_index:03d} and {video_key} are replaced, nothing else."""
     template = data.get(key)
     fix = "write the dataset again, or do not trust it"
     if not isinstance(template, str):

@@ -28,8 +28,7 @@ ARRAY, SHEET = "latents.npy", "latents.json"
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """One latent per row of the dataset, in row order, read from disk on demand. `starts` are the episodes'
-    rows."""
+    """One latent per row of the dataset, read from disk on demand. `starts` are the episodes' first rows."""
 
     folder: Path
     starts: tuple[int, ...]

@@ -1,7 +1,7 @@
 """Batches for training: windows of episodes, drawn from several sources by weight.
 
-A batch is a pure function of (seed, step). So a resumed run sees exactly what an uninterrupted one would have seen,
-and there is no sampler state to store.
+A batch is a pure function of (seed, step). So a resumed run sees exactly what an uninterrupted one would have
+seen, and there is no sampler state to store.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ class Window:
     def __post_init__(self) -> None:
         if self.action_horizon < 1:
             raise ValueError(f"action_horizon must be at least 1, not {self.action_horizon}")
-        if list(self.future_offsets) != sorted(set(self.future_offsets)) or min(self.future_offsets, default=1) < 1:
+        if (
+            list(self.future_offsets) != sorted(set(self.future_offsets))
+            or min(self.future_offsets, default=1) < 1
+        ):
             raise ValueError(f"future_offsets must be positive and rising, not {self.future_offsets}")
 
 
@@ -52,8 +55,12 @@ class Source:
 
     def __post_init__(self) -> None:
         if self.weight <= 0:
-            raise ValueError(f"{self.dataset.folder}: the weight of a source must be positive, not {self.weight}")
-        reach = 0 if self.mode in (Mode.POLICY, Mode.INVERSE) else min(self.window.future_offsets)
+            raise ValueError(
+                f"{self.dataset.folder}: the weight of a source must be positive, not {self.weight}"
+            )
+        if self.mode is not Mode.POLICY and not self.window.future_offsets:
+            raise ValueError(f"{self.dataset.folder}: {self.mode} samples need a window with future frames")
+        reach = 0 if self.mode is Mode.POLICY else min(self.window.future_offsets)
         starts, lasts, episodes = [], [], []
         for episode in self.dataset.episodes:
             require_length(self.dataset, episode.index, self.window)
@@ -93,7 +100,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Batches of `batch_size` windows, each drawn from a source by weight and then evenly from its windows."""
+    """Batches of `batch_size` windows, each from a source drawn by weight, then evenly from its windows."""
 
     sources: Sequence[Source]
     batch_size: int
@@ -134,7 +141,8 @@ def require_length(dataset: LeRobotDataset, index: int, window: Window) -> None:
 
 
 def action_chunks(dataset: LeRobotDataset, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """State (N, s) and the actions that follow it (N, K, a), for every row whose whole chunk lies in its episode.
+    """State (N, s) and the actions that follow it (N, K, a), for every row whose whole chunk lies in its
+    episode.
 
     What the statistics of a normaliser are computed on.
     """

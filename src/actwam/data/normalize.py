@@ -28,8 +28,7 @@ _COLUMNS = ("mean", "std", "min", "max", "q01", "q99")
 
 @dataclass(frozen=True)
 class NormStats:
-    """D dimensions, named; every column has D numbers. `std` divides by n; `q01`, `q99` interpolate
-    linearly."""
+    """D named dimensions, D numbers in every column. `std` divides by n; quantiles interpolate linearly."""
 
     names: tuple[str, ...]
     mean: tuple[float, ...]
@@ -69,8 +68,12 @@ class NormStats:
         expected = {"names", "count", *_COLUMNS}
         if set(data) != expected:
             raise ValueError(f"norm_stats: entries {sorted(data)}, expected {sorted(expected)}")
-        if not isinstance(data["count"], int) or not all(isinstance(name, str) for name in data["names"]):
-            raise ValueError("norm_stats: count must be a whole number, names must be strings")
+        kinds: dict[str, tuple[type, ...]] = {"names": (str,), **dict.fromkeys(_COLUMNS, (int, float))}
+        for key, kind in kinds.items():
+            if not isinstance(data[key], list) or not all(isinstance(value, kind) for value in data[key]):
+                raise ValueError(f"norm_stats: {key} is {str(data[key])[:80]}, expected a list of its kind")
+        if not isinstance(data["count"], int):
+            raise ValueError(f"norm_stats: count is {data['count']!r}, expected a whole number")
         columns = {column: tuple(float(value) for value in data[column]) for column in _COLUMNS}
         return cls(names=tuple(data["names"]), count=data["count"], **columns)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Int64, Real, UInt8
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 SAMPLED_FRAMES = 32
@@ -18,7 +18,7 @@ FINE_SIDE = 150
 """Pictures are thinned to about this many pixels along their shorter side before counting."""
 
 
-def feature_stats(values: Float[np.ndarray, "N D"]) -> dict[str, list[Any]]:
+def feature_stats(values: Real[np.ndarray, "N D"]) -> dict[str, list[Any]]:
     """min, max, mean, std, count and five quantiles per dimension, in float64. N must be at least 1."""
     values = values.astype(np.float64)
     stats = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}

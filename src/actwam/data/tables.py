@@ -54,8 +54,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """All tables. `tasks` is None, or a data file absent from `rows`, only after a problem was reported for
-    it."""
+    """All tables. `tasks` is None, or a data file absent from `rows`, only if that was reported."""
 
     episode_file: Path
     tasks: Mapping[int, str] | None
@@ -85,8 +84,7 @@ def examine(tables: Tables, info: Info, report: Reporter) -> None:
 
 
 def episode_rows(tables: Tables) -> Iterator[tuple[EpisodeRow, Path, Rows]]:
-    """Every episode whose data file could be read, with its rows; a file that is too short gives fewer
-    rows."""
+    """Every episode whose data file could be read, with its rows, fewer if the file is too short."""
     used: dict[Path, int] = {}
     for episode in tables.episodes:
         file = episode.data_file

@@ -1,7 +1,7 @@
 """From a robot's numbers and pictures to the model's and back: the same code for training and for serving.
 
-Every transform stands beside its inverse. A `RobotTransform` is stored in the checkpoint, and is all that is needed
-to prepare an observation and to read an action.
+Every transform stands beside its inverse. A `RobotTransform` is stored in the checkpoint, and is all that is
+needed to prepare an observation and to read an action.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 
 from actwam.data.embodiment import Embodiment
-from actwam.data.normalize import Normalizer, compute_stats
+from actwam.data.normalize import Constant, Normalizer, NormMode, compute_stats
 from actwam.types import Observation
 
 
@@ -33,14 +33,16 @@ class Slot:
 
 @dataclass(frozen=True)
 class ViewLayout:
-    """How named views make one picture of `height` x `width`. A view is cut to its slot's shape, then scaled."""
+    """How named views make a picture of `height` x `width`. Each is cut to its slot's shape, then scaled."""
 
     height: int
     width: int
     slots: tuple[Slot, ...]
 
     def compose(self, views: Mapping[str, UInt8[np.ndarray, "T H W 3"]]) -> UInt8[np.ndarray, "T h w 3"]:
-        """Put T frames of every view into their slots, by name. Raises ValueError on a missing or unknown view."""
+        """Put T frames of every view into their slots, by name. Raises ValueError on a missing or unknown
+        view.
+        """
         names = {slot.name for slot in self.slots}
         if set(views) != names:
             raise ValueError(f"the layout has slots {sorted(names)}, but views {sorted(views)} were given")
@@ -76,7 +78,7 @@ def t_layout(width: int, head_height: int, wrist_height: int) -> ViewLayout:
 def fit(frames: UInt8[np.ndarray, "T H W 3"], height: int, width: int) -> UInt8[np.ndarray, "T h w 3"]:
     """Cut the centre of the wanted shape out of every frame, then scale it by averaging areas."""
     H, W = frames.shape[1:3]
-    if (H, W) == (height, width):
+    if frames.shape[1:3] == (height, width):
         return frames
     cut_height, cut_width = min(H, round(W * height / width)), min(W, round(H * width / height))
     top, left = (H - cut_height) // 2, (W - cut_width) // 2
@@ -87,7 +89,9 @@ def fit(frames: UInt8[np.ndarray, "T H W 3"], height: int, width: int) -> UInt8[
 
 @dataclass(frozen=True)
 class RobotTransform:
-    """Everything between one robot and the model. `state_width` and `action_width` are the model's padded widths."""
+    """Everything between one robot and the model. `state_width` and `action_width` are the model's padded
+    widths.
+    """
 
     embodiment: Embodiment
     layout: ViewLayout
@@ -97,11 +101,14 @@ class RobotTransform:
     action_width: int
 
     def picture(self, images: Mapping[str, UInt8[np.ndarray, "T H W 3"]]) -> UInt8[np.ndarray, "T h w 3"]:
-        """Compose T frames of the robot's cameras, which are found by name and must have the robot's image size."""
+        """Compose T frames of the robot's cameras, which are found by name and must have the robot's image
+        size.
+        """
         cameras = self.embodiment.cameras
         if set(images) != set(cameras.values()):
             raise ValueError(
-                f"embodiment {self.embodiment.name} has cameras {sorted(cameras.values())}, not {sorted(images)}"
+                f"embodiment {self.embodiment.name} has cameras {sorted(cameras.values())}, "
+                f"not {sorted(images)}"
             )
         for name, frames in images.items():
             if frames.dtype != np.uint8 or frames.shape[1:] != (*self.embodiment.image_size, 3):
@@ -117,7 +124,7 @@ class RobotTransform:
     def model_action(
         self, action: Float[np.ndarray, "... K a"], state: Float[np.ndarray, "... s"]
     ) -> Float[np.ndarray, "... K A"]:
-        """Make delta dimensions relative to the state at the start of the chunk, normalise, pad with zeros."""
+        """Make delta dimensions relative to the state at the chunk's start, normalise, pad with zeros."""
         return _pad(self.action.normalize(relative(action, state, self.embodiment)), self.action_width)
 
     def robot_action(
@@ -127,8 +134,15 @@ class RobotTransform:
         used = action[..., : len(self.embodiment.action_names)]
         return absolute(self.action.denormalize(used), state, self.embodiment)
 
-    def observe(self, observation: Observation) -> tuple[UInt8[np.ndarray, "1 h w 3"], Float[np.ndarray, "S"]]:
+    def observe(
+        self, observation: Observation
+    ) -> tuple[UInt8[np.ndarray, "1 h w 3"], Float[np.ndarray, "S"]]:
         """The composed picture and the model's state of one observation."""
+        names = self.embodiment.state_names
+        if observation.state.shape != (len(names),):
+            raise ValueError(
+                f"state must be the {len(names)} of {names}, not shape {observation.state.shape}"
+            )
         picture = self.picture({name: image[None] for name, image in observation.images.items()})
         return picture, self.model_state(observation.state)
 
@@ -188,10 +202,12 @@ def fit_normalizers(
     action_chunks: Float[np.ndarray, "N K a"],
     embodiment: Embodiment,
     *,
-    mode: str = "quantile",
-    constant: str = "error",
+    mode: NormMode = "quantile",
+    constant: Constant = "error",
 ) -> tuple[Normalizer, Normalizer]:
-    """Statistics of the state, and of the action as the model sees it: after `relative`, pooled over the horizon."""
+    """Statistics of the state, and of the action as the model sees it: after `relative`, pooled over the
+    horizon.
+    """
     chunks = relative(action_chunks, state, embodiment).reshape(-1, action_chunks.shape[-1])
     return (
         Normalizer(compute_stats(state, embodiment.state_names), mode, constant),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actwam.data.info import ACTION, STATE, Info
@@ -43,8 +44,7 @@ def read_tables(info: Info, report: Reporter) -> Tables | None:
 
 
 def read_parquet(path: Path, columns: Sequence[str], max_rows: int) -> pa.Table:
-    """These columns of a parquet file. Raises ValueError if it is missing, cut off, too long, or lacks a
-    column."""
+    """These columns of a parquet file. Raises ValueError if it is missing, cut off or too long."""
     if not path.is_file():
         raise ValueError(Problem(file=path, what="file is missing", fix=_COPY_AGAIN))
     try:
@@ -90,6 +90,8 @@ def _read_episodes(path: Path, info: Info) -> list[EpisodeRow]:
     }
     columns = [*base, *(name for names in places.values() for name in names)]
     table = read_parquet(path, columns, info.total_episodes)
+    if table.num_rows == 0:
+        raise ValueError(Problem(file=path, what="episode table is empty", fix=REWRITE))
     index, length, start, chunk, number = (_integers(path, table, name).tolist() for name in base)
     spans: list[dict[str, Span]] = [{} for _ in index]
     for camera, (chunk_key, file_key, stamp_key) in places.items():
@@ -144,25 +146,19 @@ def _floats(path: Path, table: pa.Table, name: str) -> np.ndarray:
 
 
 def _vectors(path: Path, table: pa.Table, name: str, width: int) -> np.ndarray:
-    """A column of lists as (n, width) float32. A feature of width 1 is a column of scalars, one of 0 is
-    absent."""
+    """A column of lists as (n, width) float32. Width 1 is a column of scalars, width 0 is absent."""
     if width == 0:
         return np.empty((table.num_rows, 0), np.float32)
     column = _complete(path, table, name)
     kind = column.type
     lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    values = column.combine_chunks() if table.num_rows else pa.array([], kind)
-    if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays(values.chunks)
+    values = column.combine_chunks()
     if lists:
-        uneven = (
-            [i for i, row in enumerate(values.value_lengths().to_pylist()) if row != width]
-            if len(values)
-            else []
-        )
-        if uneven:
-            what = f"row has {values[uneven[0]].as_py().__len__()} numbers, info.json says {width}"
-            raise ValueError(Problem(file=path, key=name, frame=uneven[0], what=what, fix=REWRITE))
+        widths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
+        uneven = np.flatnonzero(widths != width)
+        if len(uneven):
+            what = f"row has {widths[uneven[0]]} numbers, info.json says {width}"
+            raise ValueError(Problem(file=path, key=name, frame=int(uneven[0]), what=what, fix=REWRITE))
         values = values.flatten()
     if values.null_count or not pa.types.is_floating(values.type) or len(values) != table.num_rows * width:
         what = f"is {kind}, expected {width} float32 numbers in every row"

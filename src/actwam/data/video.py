@@ -34,8 +34,7 @@ RATE_FACTOR = 18
 """x264's constant rate factor: 18 is called visually lossless."""
 PRESET = "veryfast"
 MAX_SIDE = 8192
-"""The largest height or width that is read: a file that declares more is refused before any picture is
-decoded."""
+"""The largest height or width that is read: a larger one is refused before any picture is decoded."""
 
 _COPY_AGAIN = "copy the file again from its source, or record the episode again"
 
@@ -125,8 +124,7 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: int) -> N
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """What the packets of a file say: the time stamp of every frame in presentation order, and which are
-    keyframes."""
+    """What the packets say: the time stamp of every frame in presentation order, and the keyframes."""
 
     height: int
     width: int
@@ -139,8 +137,7 @@ class VideoIndex:
 
 
 def index_video(path: Path) -> VideoIndex:
-    """Read the index of a file without decoding a picture. Raises ValueError if it is missing or
-    truncated."""
+    """Read the index of a file, decoding nothing. Raises ValueError if it is missing or truncated."""
     if not path.is_file():
         raise ValueError(Problem(file=path, what="video file is missing", fix=_COPY_AGAIN))
     stat = path.stat()
@@ -185,7 +182,7 @@ def read_frames(path: Path, numbers: Int[np.ndarray, "T"]) -> UInt8[np.ndarray, 
     try:
         pictures = _pick(path, index, wanted.tolist(), seek=True)
     except ValueError:
-        # A file with open groups of pictures cannot be entered at every keyframe; damage is found again, and where.
+        # A file of open groups cannot be entered at every keyframe; damage is found again, and where.
         pictures = _pick(path, index, wanted.tolist(), seek=False)
     return pictures[np.searchsorted(wanted, numbers)]
 
@@ -210,8 +207,7 @@ def _pick(path: Path, index: VideoIndex, wanted: list[int], seek: bool) -> UInt8
 
 
 def iterate_frames(path: Path) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Decode a whole file in order, one frame at a time. Raises ValueError with the file and the damaged
-    frame."""
+    """Decode a whole file frame by frame. Raises ValueError with the file and the damaged frame."""
     index = index_video(path)
     with _opened(path) as (container, stream):
         for _, picture in _decoded(path, container, stream, index, start=0):
@@ -221,8 +217,7 @@ def iterate_frames(path: Path) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
 def _decoded(
     path: Path, container: Any, stream: Any, index: VideoIndex, start: int
 ) -> Iterator[tuple[int, Any]]:
-    """Number and picture of every frame from `start`, the keyframe that the container stands at, to the
-    end."""
+    """Number and picture of all frames from `start`, the keyframe that the container stands at."""
     reformatter = VideoReformatter()
     number = {stamp: rank for rank, stamp in enumerate(index.stamps)}
     expected = start
@@ -256,5 +251,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         if not container.streams.video:
             raise ValueError(Problem(file=path, what="file holds no video stream", fix=_COPY_AGAIN))
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise ValueError(Problem(file=path, what="video codec is unknown or damaged", fix=_COPY_AGAIN))
         stream.codec_context.options = {"err_detect": "explode"}
         yield container, stream

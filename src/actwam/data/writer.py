@@ -43,7 +43,7 @@ class DatasetWriter:
     """A context manager: `with DatasetWriter(folder, embodiment) as writer: writer.add_episode(episode)`.
 
     Files grow in `<folder>.partial`; leaving the block closes and renames it, an exception removes it. A
-    file is closed at the first end of an episode past its size limit (in MB), as LeRobot does.
+    file is closed at the first end of an episode past its size limit.
 
     Raises ValueError if the folder exists, if an episode does not fit the embodiment, or if there was no
     episode.
@@ -54,13 +54,13 @@ class DatasetWriter:
         folder: Path,
         embodiment: Embodiment,
         *,
-        data_file_mb: float = DATA_FILE_MB,
-        video_file_mb: float = VIDEO_FILE_MB,
+        data_file_bytes: int = DATA_FILE_MB * 2**20,
+        video_file_bytes: int = VIDEO_FILE_MB * 2**20,
     ) -> None:
         _check_embodiment(folder, embodiment)
         self.folder = folder
         self.embodiment = embodiment
-        self._limits = data_file_mb * 2**20, video_file_mb * 2**20
+        self._limits = data_file_bytes, video_file_bytes
         self._stack = ExitStack()
         self._broken = False
         self._frames = 0
@@ -100,9 +100,12 @@ class DatasetWriter:
         return len(self._rows)
 
     def add_episode(self, episode: Episode) -> None:
-        """Check and append one episode. Raises ValueError that names the episode and the key, and writes
-        nothing."""
+        """Append one episode, or write nothing and raise a ValueError that names episode and key."""
         number = len(self._rows)
+        if self._broken:
+            raise ValueError(
+                f"{self.folder}: episode {number}: the one before was only half written; start again"
+            )
         check_episode(episode, self.embodiment, f"{self.folder}: episode {number}")
         self._broken = True  # until the last file has its part, a failure leaves files that disagree
         length, fps = len(episode.state), self.embodiment.fps
@@ -283,7 +286,7 @@ class _Place:
 class _DataFiles:
     """The parquet files under data/, one row group per episode."""
 
-    def __init__(self, root: Path, limit: float) -> None:
+    def __init__(self, root: Path, limit: int) -> None:
         self._root, self._limit = root, limit
         self._place = _Place()
         self._writer: pq.ParquetWriter | None = None
@@ -313,7 +316,7 @@ class _DataFiles:
 class _VideoFiles:
     """The mp4 files of one camera."""
 
-    def __init__(self, root: Path, key: str, size: tuple[int, int], fps: int, limit: float) -> None:
+    def __init__(self, root: Path, key: str, size: tuple[int, int], fps: int, limit: int) -> None:
         self.key = key
         self._root, self._size, self._fps, self._limit = root, size, fps, limit
         self._place = _Place()
@@ -357,8 +360,7 @@ def _episode_table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def _write_tasks(path: Path, tasks: list[str]) -> None:
-    """A column `task_index`, and the sentence as the pandas index named "task": LeRobot reads
-    `tasks.iloc[i].name`."""
+    """Column `task_index`, and the sentence as pandas index "task": LeRobot reads `tasks.iloc[i].name`."""
     table = pa.table(
         {"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())}
     )

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from actwam.model.config import ExpertConfig, TransformerConfig
-from actwam.model.layers import FeedForward, attend, modulate, rms_norm, rotate
+from actwam.model.layers import FeedForward, attend, layer_norm, modulate, rms_norm, rotate
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Stream:
 
     expert: int
     x: Float[Tensor, "B n D"]
-    runs: tuple[tuple[int, Float[Tensor, "B m 6 D"]], ...]
+    runs: tuple[tuple[int, Float[Tensor, "B _ 6 D"]], ...]
     rope: Tensor
 
     def with_x(self, x: Float[Tensor, "B n D"]) -> Stream:
@@ -39,13 +39,14 @@ class Stream:
 
 
 def by_run(
-    apply: Callable[[Tensor, Tensor], Tensor], x: Tensor, runs: Sequence[tuple[int, Tensor]]
+    apply: Callable[..., Tensor], runs: Sequence[tuple[int, Tensor]], *streams: Float[Tensor, "B n D"]
 ) -> Float[Tensor, "B n D"]:
-    """`apply(x, modulation)` for every run of tokens that share a modulation."""
+    """`apply(modulation, *parts)` for every run of tokens that share a modulation, parts being its tokens."""
     if len(runs) == 1:
-        return apply(x, runs[0][1])
-    parts = x.split([length for length, _ in runs], dim=1)
-    return torch.cat([apply(part, modulation) for part, (_, modulation) in zip(parts, runs, strict=True)], dim=1)
+        return apply(runs[0][1], *streams)
+    lengths = [length for length, _ in runs]
+    parts = zip(runs, *(stream.split(lengths, dim=1) for stream in streams), strict=True)
+    return torch.cat([apply(modulation, *part) for (_, modulation), *part in parts], dim=1)
 
 
 class CrossAttention(nn.Module):
@@ -92,7 +93,7 @@ class ExpertBlock(nn.Module):
 
     def project(self, stream: Stream, runs: tuple[tuple[int, Tensor], ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of this expert's tokens, (B, N, n, G) each."""
-        h = by_run(lambda x, m: modulate(x, m[:, :, 1], m[:, :, 0]), self.norm_self(stream.x), runs)
+        h = by_run(lambda m, x: modulate(x, m[:, :, 1], m[:, :, 0]), runs, self.norm_self(stream.x))
         q, k, v = self.qkv(h.to(self.qkv.weight.dtype)).chunk(3, dim=-1)
         q = rotate(split_heads(rms_norm(q, self.norm_q), self.heads), stream.rope).type_as(v)
         k = rotate(split_heads(rms_norm(k, self.norm_k), self.heads), stream.rope).type_as(v)
@@ -103,10 +104,11 @@ class ExpertBlock(nn.Module):
     ) -> Stream:
         """Add self-attention, cross-attention and feed forward to the residual stream."""
         dtype = self.qkv.weight.dtype
-        x = stream.x + by_run(lambda o, m: o * m[:, :, 2], self.out(attended), runs)
-        x = x + self.cross(self.norm_cross(x).to(dtype), *text)
-        h = by_run(lambda h, m: modulate(h, m[:, :, 4], m[:, :, 3]), self.norm_ffn(x), runs)
-        return stream.with_x(x + by_run(lambda o, m: o * m[:, :, 5], self.ffn(h.to(dtype)), runs))
+        x = by_run(lambda m, x, o: torch.addcmul(x, o, m[:, :, 2]), runs, stream.x, self.out(attended))
+        x = x + self.cross(layer_norm(x, self.norm_cross).to(dtype), *text)
+        h = by_run(lambda m, x: modulate(x, m[:, :, 4], m[:, :, 3]), runs, self.norm_ffn(x))
+        x = by_run(lambda m, x, o: torch.addcmul(x, o, m[:, :, 5]), runs, x, self.ffn(h.to(dtype)))
+        return stream.with_x(x)
 
 
 class Block(nn.Module):

@@ -1,8 +1,8 @@
 """From pictures to latents and back: one interface, and the codec that needs nothing to be downloaded.
 
-`PatchPCACodec` cuts a picture into patches and keeps the first principal components of each: a linear code, fitted
-in seconds on the training frames, exact to invert up to the components it drops. A learned autoencoder is a better
-codec; this one is always at hand.
+`PatchPCACodec` cuts a picture into patches and keeps the first principal components of each: a linear code,
+fitted in seconds on the training frames, exact to invert up to the components it drops. A learned autoencoder
+is a better codec; this one is always at hand.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Codec(Protocol):
 class PatchPCACodec:
     """A linear patch code: `latent = (patch - mean) @ basis / scale`, patches of p x p x 3 values in 0..1.
 
-    `mean` holds one patch for every place of the picture, because cameras stand still and backgrounds repeat; the
-    basis is shared by all places. `scale` is the standard deviation of each component, so that latents have unit
-    variance like those of the learned codecs.
+    `mean` holds one patch for every place of the picture, because cameras stand still and backgrounds repeat;
+    the basis is shared by all places. `scale` is the standard deviation of each component, so that latents
+    have unit variance like those of the learned codecs.
     """
 
     patch: int
@@ -49,7 +49,9 @@ class PatchPCACodec:
 
     @classmethod
     def fit(cls, frames: UInt8[Tensor, "T H W 3"], *, patch: int, channels: int) -> PatchPCACodec:
-        """Principal components of the patches of `frames`, by the eigenvectors of their covariance in float64."""
+        """Principal components of the patches of `frames`, by the eigenvectors of their covariance in
+        float64.
+        """
         if not 0 < channels <= 3 * patch**2:
             raise ValueError(f"a patch of {patch} x {patch} has {3 * patch**2} components, not {channels}")
         patches = _patches(frames, patch)
@@ -62,9 +64,14 @@ class PatchPCACodec:
         return cls(patch, mean, basis.float().contiguous(), scale.float())
 
     def encode(self, video: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B Z F h w"]:
-        if video.shape[2] != self.mean.shape[0] * self.patch or video.shape[3] != self.mean.shape[1] * self.patch:
+        if (
+            video.shape[2] != self.mean.shape[0] * self.patch
+            or video.shape[3] != self.mean.shape[1] * self.patch
+        ):
             expected = f"{self.mean.shape[0] * self.patch} x {self.mean.shape[1] * self.patch}"
-            raise ValueError(f"this codec reads pictures of {expected}, not {video.shape[2]} x {video.shape[3]}")
+            raise ValueError(
+                f"this codec reads pictures of {expected}, not {video.shape[2]} x {video.shape[3]}"
+            )
         latents = (_patches(video.flatten(0, 1), self.patch) - self.mean) @ (self.basis / self.scale)
         return rearrange(latents, "(b f) h w z -> b z f h w", b=len(video))
 
@@ -93,5 +100,7 @@ class PatchPCACodec:
 def _patches(frames: UInt8[Tensor, "T H W 3"], patch: int) -> Float[Tensor, "T h w p"]:
     """Patches as rows of values in 0..1."""
     if frames.shape[1] % patch or frames.shape[2] % patch:
-        raise ValueError(f"{frames.shape[1]} x {frames.shape[2]} pixels do not divide into patches of {patch}")
+        raise ValueError(
+            f"{frames.shape[1]} x {frames.shape[2]} pixels do not divide into patches of {patch}"
+        )
     return rearrange(frames.float() / 255, "t (h p) (w q) c -> t h w (p q c)", p=patch, q=patch)

@@ -21,8 +21,8 @@ class ExpertConfig:
 class TransformerConfig:
     """Widths and depths. All experts share the `heads * head_width` channels of self-attention.
 
-    `patch` is height and width in latent pixels of one visual token. `state_width` and `action_width` are the padded
-    widths of the widest robot; `embodiments` is how many robots have projectors of their own. With
+    `patch` is height and width in latent pixels of one visual token. `state_width` and `action_width` are the
+    padded widths of the widest robot; `embodiments` is how many robots have projectors of their own. With
     `share_state_encoder` the action encoder also encodes the state, as in the official GWP-0.
     """
 
@@ -48,7 +48,8 @@ class TransformerConfig:
             raise ValueError(f"every group must live in exactly one expert, but the experts hold {routed}")
         if self.share_state_encoder and self.state_width != self.action_width:
             raise ValueError(
-                f"share_state_encoder needs equal widths, not state {self.state_width} and action {self.action_width}"
+                f"share_state_encoder needs equal widths, not state {self.state_width} and action "
+                f"{self.action_width}"
             )
 
     def expert_of(self, group: Group) -> int:
@@ -64,7 +65,7 @@ class TransformerConfig:
             ExpertConfig(**{**expert, "groups": tuple(Group(group) for group in expert["groups"])})
             for expert in data["experts"]
         )
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls(**{**values, "experts": experts})
 
 
@@ -76,9 +77,7 @@ def one_expert(width: int, ffn_width: int) -> tuple[ExpertConfig, ...]:
 def two_experts(visual: tuple[int, int], action: tuple[int, int]) -> tuple[ExpertConfig, ...]:
     """(width, ffn width) of a visual and of an action stream, as in GWP-0.5 (mixture of transformers)."""
     return (
-        ExpertConfig(
-            width=action[0], ffn_width=action[1], groups=(Group.STATE, Group.ACTION)
-        ),
+        ExpertConfig(width=action[0], ffn_width=action[1], groups=(Group.STATE, Group.ACTION)),
         ExpertConfig(
             width=visual[0], ffn_width=visual[1], groups=(Group.HISTORY, Group.OBSERVATION, Group.FUTURE)
         ),

@@ -14,6 +14,7 @@ ROPE_THETA = 10_000.0
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # kept for training too, wherever it was first needed
 def _angles(positions: tuple[tuple[float, ...], ...], head_width: int, device: torch.device) -> Tensor:
     """Rotary angles of n tokens as unit complex numbers (n, head_width / 2), computed in float64."""
     axes = len(positions[0])
@@ -57,8 +58,18 @@ def rotate(x: Float[Tensor, "B N L G"], rope: Tensor) -> Float[Tensor, "B N L G"
 
 
 def rms_norm(x: Float[Tensor, "... i"], norm: nn.RMSNorm) -> Float[Tensor, "... i"]:
-    """`norm` in float32 whatever x is: the fused kernel takes one dtype only, and angles want float32 anyway."""
-    return F.rms_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.eps)
+    """`norm`, in float32 whatever x is, because the angles that follow want float32.
+
+    Written with a vector norm, which is one pass forward and one backward; PyTorch's own takes four on a CPU.
+    """
+    x = x.float()
+    mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
+    return x * torch.rsqrt(mean_square + norm.eps) * norm.weight
+
+
+def layer_norm(x: Float[Tensor, "... D"], norm: nn.LayerNorm) -> Float[Tensor, "... D"]:
+    """`norm` in float32, also when its weights are bfloat16."""
+    return F.layer_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
 
 
 def attend(

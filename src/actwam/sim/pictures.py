@@ -1,20 +1,32 @@
-"""Drawing a MuJoCo scene from several free cameras, quickly and exactly.
+"""Drawing a MuJoCo scene from several free cameras, quickly.
 
-The software renderer spends its time on the vertices of meshes, most of them in the robot's arm and mostly
-outside the picture. So a camera is given only the geoms whose bounding box touches its view: the picture is the
-same to the bit. Shadows, reflections and multisampling are off.
+A software renderer spends its time on the vertices of meshes, most of them in the robot's arm. Two things
+save vertices: a camera is given only the geoms whose bounding box touches its view, which leaves the picture
+the same to the bit; and very fine meshes are drawn without detail smaller than about a pixel. Shadows,
+reflections and multisampling are off. All cameras draw into one buffer that is read back once.
 """
 
 from __future__ import annotations
 
 import atexit
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import mujoco
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from actwam.sim.render import use_headless_rendering
+
+use_headless_rendering()
+
+import mujoco  # noqa: E402
+
+FINE_MESH = 2000
+"""Meshes of more faces than this are thinned for drawing: the robot's links, and no object."""
+PIXEL = 0.8
+"""What a picture's height shows in metres at one metre, about. Divided by its pixels: the size of a pixel."""
+EVERYTHING = mujoco.mjtCatBit.mjCAT_ALL.value
 HIDDEN_GROUP = 5
 """A geom group that MuJoCo's default options do not draw."""
 
@@ -23,8 +35,8 @@ HIDDEN_GROUP = 5
 class Camera:
     """A free camera, always upright. Lengths in metres, angles in degrees.
 
-    It looks at `lookat` from `distance`, in the compass direction `azimuth` (0 looks along +x, 90 along +y), and
-    up by `elevation` (negative looks down).
+    It looks at `lookat` from `distance`, in the compass direction `azimuth` (0 looks along +x, 90 along +y),
+    and up by `elevation` (negative looks down).
     """
 
     lookat: tuple[float, float, float]
@@ -46,25 +58,23 @@ class Camera:
 
 
 class SceneRenderer:
-    """An OpenGL context that holds the meshes and textures of one model. `close` it, or use it in a `with` block.
+    """An OpenGL context with the meshes and textures of one model, for that model and its copies.
 
-    It draws that model and any copy of it whose meshes and textures are the same. A renderer that is still open
-    when the interpreter exits is closed before MuJoCo ends OpenGL.
+    `close` it, or use it in a `with` block. A renderer that is still open when the interpreter exits is
+    closed before MuJoCo ends OpenGL.
     """
 
     def __init__(self, model: mujoco.MjModel, image_size: tuple[int, int], n_views: int) -> None:
-        """`image_size` is height and width in pixels; `n_views` is the most cameras of one `draw`.
-
-        Sets the model's multisampling to 0 and its offscreen buffer to the size needed.
-        """
+        """`image_size` is height and width in pixels; `n_views` is the most cameras of one `draw`."""
         self.image_size = image_size
         height, width = image_size
+        model = _thinned(model, PIXEL / height)
         model.vis.quality.offsamples = 0
         model.vis.global_.offheight, model.vis.global_.offwidth = height * n_views, width
         self._gl = mujoco.GLContext(width, height * n_views)
         self._gl.make_current()
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50.value)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._scene.flags[flag] = False
@@ -75,7 +85,7 @@ class SceneRenderer:
     def draw(
         self, model: mujoco.MjModel, data: mujoco.MjData, cameras: Mapping[str, Camera]
     ) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
-        """One picture per camera, by the camera's name. The views are drawn into one buffer and read back once."""
+        """One picture per camera, by the camera's name."""
         if not self._open:
             raise ValueError("this renderer is closed: make a new one")
         height, width = self.image_size
@@ -84,7 +94,13 @@ class SceneRenderer:
         for row, camera in enumerate(cameras.values()):
             model.geom_group[~_in_view(model, data, camera, width / height)] = HIDDEN_GROUP
             mujoco.mjv_updateScene(
-                model, data, self._option, None, _free_camera(camera), mujoco.mjtCatBit.mjCAT_ALL, self._scene
+                model,
+                data,
+                self._option,
+                None,
+                _free_camera(camera),
+                EVERYTHING,
+                self._scene,
             )
             model.geom_group[:] = groups
             mujoco.mjr_render(mujoco.MjrRect(0, row * height, width, height), self._scene, self._context)
@@ -117,12 +133,30 @@ def _free_camera(camera: Camera) -> mujoco.MjvCamera:
     return free
 
 
+def _thinned(model: mujoco.MjModel, cell: float) -> mujoco.MjModel:
+    """A copy for drawing: in fine meshes, the vertices in a cube of side `cell` (metres) become one."""
+    model = copy.copy(model)
+    for mesh in np.flatnonzero(model.mesh_facenum > FINE_MESH):
+        vertex, face = model.mesh_vertadr[mesh], model.mesh_faceadr[mesh]
+        faces = slice(face, face + model.mesh_facenum[mesh])
+        cubes = np.floor(model.mesh_vert[vertex : vertex + model.mesh_vertnum[mesh]] / cell).astype(int)
+        _, first, cube = np.unique(cubes, axis=0, return_index=True, return_inverse=True)
+        corners = first[cube.ravel()][model.mesh_face[faces]]
+        kept = (corners != np.roll(corners, 1, axis=1)).all(1)
+        rest = slice(face, face + int(kept.sum()))
+        model.mesh_facenormal[rest] = model.mesh_facenormal[faces][kept]
+        model.mesh_facetexcoord[rest] = model.mesh_facetexcoord[faces][kept]
+        model.mesh_face[rest] = corners[kept]
+        model.mesh_facenum[mesh] = kept.sum()
+    return model
+
+
 def _in_view(
     model: mujoco.MjModel, data: mujoco.MjData, camera: Camera, aspect: float
 ) -> Bool[np.ndarray, "G"]:
-    """Which of the G geoms may be seen: those whose bounding box is not wholly behind one side of the view's pyramid.
+    """Which of the G geoms may be seen: the boxes of all others lie outside the pyramid of the view.
 
-    A plane is endless, has no box, and is always drawn.
+    A box is out when all of it is behind one side of the pyramid. A plane is endless and always in.
     """
     forward, right, up = camera.axes()
     half = np.deg2rad(model.vis.global_.fovy) / 2

@@ -35,8 +35,8 @@ class SourceConfig:
 class StageConfig:
     """One stage. Learning rate: linear warm-up, then cosine from `learning_rate` to `final_learning_rate`.
 
-    `precision` "auto" is bfloat16 on a GPU, and on a CPU whichever of float32 and bfloat16 multiplies matrices
-    faster there. `compile` compiles every block.
+    `precision` "auto" is bfloat16 on a GPU, and on a CPU whichever of float32 and bfloat16 multiplies
+    matrices faster there. `compile` compiles every block.
     """
 
     name: str
@@ -70,7 +70,7 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecConfig:
-    """A `PatchPCACodec`: `patch` pixels square, `channels` components, fitted on at most `fit_frames` frames."""
+    """A `PatchPCACodec`: `patch` pixels square, `channels` wide, fitted on at most `fit_frames` frames."""
 
     patch: int
     channels: int

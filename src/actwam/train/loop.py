@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,7 +20,7 @@ from actwam.model.transformer import GroupInput
 from actwam.objective import add_noise, losses
 from actwam.train.config import Precision, Recipe, StageConfig
 from actwam.train.metrics import Tracker, open_metrics
-from actwam.train.prepare import Progress, initial, mixture, open_datasets
+from actwam.train.prepare import Progress, initial, mixture, open_datasets, require_recipe
 from actwam.train.state import TrainState, learning_rate
 from actwam.types import Batch
 
@@ -40,8 +43,9 @@ class Run:
 def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | None = None) -> Path:
     """Train the stages of a recipe one after another, or `only` one; each starts from the stage before it.
 
-    Returns the folder of the last stage, which `Policy.load` opens. Raises ValueError on data that does not fit the
-    recipe, on a folder that already holds a run (unless `run.resume`), and on a loss that is not finite.
+    Returns the folder of the last stage, which `Policy.load` opens. Raises ValueError on data that does not
+    fit the recipe, on a folder that already holds a run (unless `run.resume`), and on a loss that is not
+    finite.
     """
     datasets = open_datasets(recipe, data)
     wanted = range(len(recipe.stages)) if only is None else [recipe.stage(only)]
@@ -49,15 +53,21 @@ def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | Non
     for i in wanted:
         stage, done = recipe.stages[i], checkpoints(folders[i])
         if done and not run.resume:
-            raise ValueError(f"{folders[i]}: holds checkpoints already; resume with --resume, or choose another folder")
+            raise ValueError(
+                f"{folders[i]}: holds checkpoints already; resume with --resume, or choose another folder"
+            )
         if done and step_of(done[-1]) == stage.steps:
             continue
         if i and not checkpoints(folders[i - 1]):
-            raise ValueError(f"stage {stage.name} starts from {folders[i - 1]}, which holds no checkpoint: train it first")
-        if done:
-            start = load(done[-1])
+            raise ValueError(
+                f"stage {stage.name} starts from {folders[i - 1]}, which holds no checkpoint: train it first"
+            )
+        if done or i:
+            source = done[-1] if done else folders[i - 1]
+            start = load(source)
+            require_recipe(start, recipe, source)
         else:
-            start = load(folders[i - 1]) if i else initial(recipe, datasets, run.progress)
+            start = initial(recipe, datasets, run.progress)
         batches = mixture(stage, start, datasets, run.cache, run.progress)
         train_stage(recipe, stage, start, batches, folders[i], run, done[-1] if done else None)
     return folders[wanted[-1]]
@@ -78,7 +88,7 @@ def train_stage(
     state, first = TrainState.start(model, stage), 0
     if resumed is not None:
         first = step_of(resumed)
-        state.restore(read_tensors(resumed / TRAIN_STATE / "state.safetensors"), state.average, first)
+        state.restore(read_tensors(resumed / TRAIN_STATE / "state.safetensors"))
     precision = start.trained["precision"] if resumed else resolve_precision(stage.precision, device)
     if stage.compile:
         for block in model.blocks:
@@ -93,12 +103,15 @@ def train_stage(
             run.progress(f"train {stage.name}", step + 1, stage.steps)
             if (step + 1) % stage.log_every == 0 or step + 1 == stage.steps:
                 now = time.perf_counter()
-                speed = {"learning_rate": learning_rate(stage, step), "samples_per_second": seen / (now - clock)}
+                speed = {
+                    "learning_rate": learning_rate(stage, step),
+                    "samples_per_second": seen / (now - clock),
+                }
                 for sink in sinks:
                     sink.log(step, {name: float(value) for name, value in metrics.items()} | speed)
                 clock, seen = now, 0
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
-                checkpoint = replace(start, trained={**trained, "step": step + 1})
+                checkpoint = replace(start, sampling=recipe.sampling, trained={**trained, "step": step + 1})
                 target = folder / f"step_{step + 1:08d}"
                 save(checkpoint, target, weights=state.average, train_state=state.tensors())
                 forget(folder)
@@ -108,9 +121,14 @@ def train_stage(
 
 
 def train_step(
-    stage: StageConfig, checkpoint: Checkpoint, state: TrainState, batch: Batch, step: int, precision: Precision
+    stage: StageConfig,
+    checkpoint: Checkpoint,
+    state: TrainState,
+    batch: Batch,
+    step: int,
+    precision: Precision,
 ) -> dict[str, Float[Tensor, ""]]:
-    """One optimizer step. Its noise is a function of (seed, step). Raises ValueError when it is not finite."""
+    """One optimizer step. Its noise is a function of (seed, step). Raises ValueError if it is not finite."""
     device = batch.latents.device
     generator = torch.Generator().manual_seed(stage.seed * 1_000_003 + step)
     noisy = add_noise(batch, stage.objective, generator)
@@ -127,8 +145,8 @@ def train_step(
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), stage.grad_clip)
     if not bool(torch.isfinite(norm)):
         raise ValueError(
-            f"stage {stage.name}: loss {float(parts['loss'])} with gradient norm {float(norm)} at step {step} "
-            f"(seed {stage.seed}); the weights were not changed: lower the learning rate, or check the data"
+            f"stage {stage.name}: loss {float(parts['loss'])} with gradient norm {float(norm)} at step "
+            f"{step} (seed {stage.seed}); the weights are unchanged: lower the learning rate or check the data"
         )
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(stage, step)
@@ -142,12 +160,16 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`."""
     if device.type == "cpu":
         return batch
-    moved = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    moved: dict[str, Any] = {
+        name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)
+    }
     return replace(batch, **moved)
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """What "auto" means here: bfloat16 on a GPU; on a CPU whichever multiplies matrices faster, tried for a moment."""
+    """What "auto" means here: bfloat16 on a GPU; on a CPU whichever multiplies matrices faster, tried for a
+    moment.
+    """
     if precision != "auto":
         return precision
     if device.type != "cpu":
@@ -155,7 +177,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     seconds = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a, b = torch.ones(4096, 256, dtype=dtype), torch.ones(256, 512, dtype=dtype)
-        seconds[name] = min(_timed(lambda a=a, b=b: a @ b) for _ in range(20))
+        seconds[name] = min(_timed(partial(torch.matmul, a, b)) for _ in range(20))
     return "bf16" if seconds["bf16"] < seconds["fp32"] else "fp32"
 
 
@@ -165,11 +187,15 @@ def step_of(checkpoint: Path) -> int:
 
 
 def forget(folder: Path) -> None:
-    """Delete all but the newest checkpoints; the newest has been renamed into place before."""
-    import shutil
+    """Delete all but the newest checkpoints, and what a process left that was killed while deleting them.
 
+    The newest has been renamed into place before. An old one is renamed away first: no half of it is ever
+    seen.
+    """
     for old in checkpoints(folder)[:-KEPT]:
-        shutil.rmtree(old)
+        old.rename(old.with_suffix(".partial"))
+    for left in folder.glob("step_*.partial"):
+        shutil.rmtree(left)
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -1,4 +1,6 @@
-"""Where the numbers of a training run go: always to a JSON-lines file, by option to TensorBoard or Weights & Biases."""
+"""Where the numbers of a training run go: always to a JSON-lines file, by option to TensorBoard or Weights &
+Biases.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +21,24 @@ class Metrics(Protocol):
 
 
 class JsonLines:
-    """One JSON object a line, with the step. Opening it to resume at a step drops what was logged at or after it."""
+    """One JSON object a line, with the step. Opening it to resume at a step drops what was logged at or after
+    it.
+    """
 
     def __init__(self, path: Path, first_step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(path) if row["step"] < first_step] if path.exists() else []
-        self._file = path.open("w", encoding="utf-8")
-        for row in kept:
-            self._write(row)
+        new = path.with_name(f"{path.name}.partial")
+        new.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        new.replace(path)
+        self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._write({"step": step, **values})
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
-
-    def _write(self, row: Mapping[str, float]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
 
 
 class TensorBoard:
@@ -61,7 +63,9 @@ class WeightsAndBiases:
     def __init__(self, folder: Path) -> None:
         import wandb
 
-        self._run = wandb.init(project="actwam", name=folder.name, dir=str(folder), resume="allow", id=folder.name)
+        self._run = wandb.init(
+            project="actwam", name=folder.name, dir=str(folder), resume="allow", id=folder.name
+        )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -85,8 +89,5 @@ def open_metrics(folder: Path, tracker: Tracker, first_step: int) -> list[Metric
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a metrics file. A last line cut short by a crash is dropped."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return rows
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,9 +1,8 @@
-"""Before the first step: datasets opened and matched to robots, codec and statistics fitted, latents cached."""
+"""Before the first step: datasets matched to robots, codec and statistics fitted, latents cached."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,22 +26,62 @@ Progress = Callable[[str, int, int], None]
 def open_datasets(recipe: Recipe, folders: Mapping[str, Path]) -> dict[str, LeRobotDataset]:
     """The datasets that the recipe names, each checked against its robot.
 
-    Raises ValueError on a dataset that is missing, of another robot, or with an episode shorter than the window.
+    Raises ValueError on a dataset that is missing, of another robot, or with an episode shorter than the
+    window.
     """
     needed = {source.dataset for stage in recipe.stages for source in stage.sources}
     missing = sorted(needed - set(folders))
     if missing:
-        raise ValueError(f"recipe {recipe.name} needs datasets {', '.join(missing)}: give each as NAME=FOLDER")
+        raise ValueError(
+            f"recipe {recipe.name} needs datasets {', '.join(missing)}: give each as NAME=FOLDER"
+        )
     datasets = {name: LeRobotDataset.open(folders[name]) for name in sorted(needed)}
     for dataset in datasets.values():
         require_embodiment(dataset, recipe.robot(dataset.robot_type))
+        require_finite(dataset)
         for episode in dataset.episodes:
             require_length(dataset, episode.index, recipe.window)
     return datasets
 
 
+def require_finite(dataset: LeRobotDataset) -> None:
+    """Raises ValueError with episode, frame and dimension on the first NaN or Inf in state or action."""
+    for key, names, values in (
+        ("state", dataset.state_names, dataset.state),
+        ("action", dataset.action_names, dataset.action),
+    ):
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            row, i = (int(n) for n in bad[0])
+            episode = next(e for e in dataset.episodes if e.start <= row < e.start + e.length)
+            raise ValueError(
+                f"{dataset.folder}: episode {episode.index}: frame {row - episode.start}: {key}: {names[i]} "
+                f"is {values[row, i]}; drop the episode"
+            )
+
+
+def require_recipe(checkpoint: Checkpoint, recipe: Recipe, source: Path) -> None:
+    """Raises ValueError when the checkpoint at `source` has another model or other inputs than the recipe."""
+    sides = {
+        "model": (checkpoint.model.config, recipe.model),
+        "table": (checkpoint.table, recipe.table),
+        "text encoder": (checkpoint.text, recipe.text),
+        "window": (checkpoint.window, recipe.window),
+        "robots": (tuple(robot.embodiment for robot in checkpoint.robots), recipe.robots),
+        "view layout": ({robot.layout for robot in checkpoint.robots}, {recipe.layout}),
+    }
+    other = [name for name, (found, wanted) in sides.items() if found != wanted]
+    if other:
+        raise ValueError(
+            f"{source}: has not the {', '.join(other)} of recipe {recipe.name}; choose another output folder "
+            "or the recipe that it was trained with"
+        )
+
+
 def fit_robots(recipe: Recipe, datasets: Mapping[str, LeRobotDataset]) -> tuple[RobotTransform, ...]:
-    """Statistics of every robot, over the datasets that teach its actions (or, without such, that condition on them)."""
+    """Statistics of every robot, over the datasets that teach its actions (or, without such, that condition
+    on them).
+    """
     robots = []
     for embodiment in recipe.robots:
         teaching = [
@@ -51,10 +90,16 @@ def fit_robots(recipe: Recipe, datasets: Mapping[str, LeRobotDataset]) -> tuple[
         ]
         used = next((found for found in teaching if found), None)
         if used is None:
-            raise ValueError(f"recipe {recipe.name}: no dataset of robot {embodiment.name} to take statistics from")
+            raise ValueError(
+                f"recipe {recipe.name}: no dataset of robot {embodiment.name} to take statistics from"
+            )
         states, chunks = zip(*(action_chunks(dataset, recipe.window) for dataset in used), strict=True)
         state, action = fit_normalizers(
-            np.concatenate(states), np.concatenate(chunks), embodiment, mode=recipe.normalize, constant=recipe.constant
+            np.concatenate(states),
+            np.concatenate(chunks),
+            embodiment,
+            mode=recipe.normalize,
+            constant=recipe.constant,
         )
         robots.append(
             RobotTransform(
@@ -65,12 +110,15 @@ def fit_robots(recipe: Recipe, datasets: Mapping[str, LeRobotDataset]) -> tuple[
 
 
 def fit_codec(
-    recipe: Recipe, datasets: Mapping[str, LeRobotDataset], robots: Sequence[RobotTransform], progress: Progress
+    recipe: Recipe,
+    datasets: Mapping[str, LeRobotDataset],
+    robots: Sequence[RobotTransform],
+    progress: Progress,
 ) -> PatchPCACodec:
     """A codec fitted on frames spread evenly over all datasets, the same ones every time."""
     config: CodecConfig = recipe.codec
     total = sum(len(dataset.state) for dataset in datasets.values())
-    every = max(1, total // config.fit_frames)
+    every = -(-total // config.fit_frames)  # rounded up: at most `fit_frames`
     pictures = []
     for name, dataset in datasets.items():
         robot = _robot_of(robots, dataset)
@@ -133,7 +181,7 @@ def mixture(
 def encode_dataset(
     dataset: LeRobotDataset, checkpoint: Checkpoint, cache: Path, progress: Progress
 ) -> Latents:
-    """The latents of a dataset, from `cache` or encoded once; keyed by the dataset, the codec and the layout."""
+    """The latents of a dataset, from `cache` or encoded once; keyed by dataset, codec and layout."""
     robot = _robot_of(checkpoint.robots, dataset)
 
     def encode(pictures: UInt8[np.ndarray, "T H W 3"]) -> Float[np.ndarray, "T Z h w"]:
@@ -156,7 +204,14 @@ def _layout_key(layout: ViewLayout) -> str:
 
 
 def _robot_of(robots: Sequence[RobotTransform], dataset: LeRobotDataset) -> RobotTransform:
-    return next(robot for robot in robots if robot.embodiment.name == dataset.robot_type)
+    robot = next((robot for robot in robots if robot.embodiment.name == dataset.robot_type), None)
+    if robot is None:
+        known = ", ".join(robot.embodiment.name for robot in robots)
+        raise ValueError(
+            f"{dataset.folder}: recorded on {dataset.robot_type!r}, this checkpoint knows {known}"
+        )
+    require_embodiment(dataset, robot.embodiment)
+    return robot
 
 
 def _datasets_of(

@@ -1,0 +1,76 @@
+"""MetaWorld on a laptop: a model of two million parameters, three stages, a few minutes on two CPU cores.
+
+Datasets by name: `general`, clips of many tasks; `adapt`, exploratory episodes of the target tasks; `demos`, a few
+expert demonstrations of them.
+"""
+
+from __future__ import annotations
+
+from actwam.data.loader import Window
+from actwam.data.transforms import t_layout
+from actwam.model.config import TransformerConfig, one_expert
+from actwam.model.text import HashedWords
+from actwam.objective import ObjectiveConfig
+from actwam.sampler import Sampling
+from actwam.sim.metaworld import metaworld_embodiment
+from actwam.tokens import ACTION_CENTERED
+from actwam.train.config import CodecConfig, Recipe, SourceConfig, StageConfig
+from actwam.types import Mode
+
+IMAGE_SIZE = (128, 128)
+
+
+def laptop(general_steps: int = 200, adapt_steps: int = 250, align_steps: int = 1000) -> Recipe:
+    """The recipe of `actwam demo`."""
+    text = HashedWords(width=64, tokens=16)
+    objective = ObjectiveConfig(action_weight=1.0, future_weight=1.0, action_shift=1.0, future_shift=1.0)
+    return Recipe(
+        name="metaworld.laptop",
+        robots=(metaworld_embodiment(IMAGE_SIZE),),
+        model=TransformerConfig(
+            layers=6,
+            heads=2,
+            head_width=64,
+            experts=one_expert(128, 512),
+            latent_channels=64,
+            patch=(1, 1),
+            text_width=text.width,
+            text_tokens=text.tokens,
+            state_width=4,
+            action_width=4,
+        ),
+        table=ACTION_CENTERED,
+        codec=CodecConfig(patch=16, channels=64),
+        text=text,
+        layout=t_layout(64, 64, 32),
+        window=Window(action_horizon=16, future_offsets=(8, 16)),
+        sampling=Sampling(num_steps=5, action_shift=1.0, future_shift=1.0),
+        stages=(
+            _stage("general", [SourceConfig(dataset="general", mode=Mode.VIDEO)], general_steps, objective),
+            _stage(
+                "adapt",
+                [
+                    SourceConfig(dataset="adapt", mode=Mode.VIDEO),
+                    SourceConfig(dataset="adapt", mode=Mode.WORLD),
+                ],
+                adapt_steps,
+                objective,
+            ),
+            _stage("align", [SourceConfig(dataset="demos", mode=Mode.POLICY)], align_steps, objective),
+        ),
+    )
+
+
+def _stage(name: str, sources: list[SourceConfig], steps: int, objective: ObjectiveConfig) -> StageConfig:
+    return StageConfig(
+        name=name,
+        sources=tuple(sources),
+        steps=steps,
+        batch_size=64,
+        learning_rate=1e-3,
+        final_learning_rate=1e-5,
+        warmup_steps=max(1, min(50, steps // 10)),
+        ema_decay=0.995,
+        objective=objective,
+        checkpoint_every=250,
+    )

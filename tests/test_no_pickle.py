@@ -1,0 +1,89 @@
+"""Checkpoints and datasets are untrusted input: nothing in the package may read or write a pickle."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src"
+FORBIDDEN_MODULES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+FORBIDDEN_NAMES = {"torch.load", "torch.save", "pandas.read_pickle", "torch.serialization"}
+
+
+def qualified_names(tree: ast.AST) -> dict[str, str]:
+    """What each imported name stands for: `import numpy as np` gives np -> numpy."""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                root = alias.name.split(".")[0]
+                names[alias.asname or root] = alias.name if alias.asname else root
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def pickles(source: str) -> list[str]:
+    """Every use of pickle in `source`, as `line: what`."""
+    tree = ast.parse(source)
+    names = qualified_names(tree)
+    found = {
+        f"{node.lineno}: import {module}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for module in (
+            [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+        )
+        if module.split(".")[0] in FORBIDDEN_MODULES
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute | ast.Name):
+            root, _, rest = ast.unparse(node).partition(".")
+            name = ".".join(filter(None, (names.get(root, root), rest)))
+            if any(f"{name}.".startswith(f"{forbidden}.") for forbidden in FORBIDDEN_NAMES):
+                found.add(f"{node.lineno}: {name}")
+        if (
+            isinstance(node, ast.keyword)
+            and node.arg == "allow_pickle"
+            and ast.unparse(node.value) != "False"
+        ):
+            found.add(f"{node.value.lineno}: allow_pickle")
+    return sorted(found)
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_no_pickle(path: Path) -> None:
+    assert pickles(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "def f():\n    import joblib.numpy_pickle as jp",
+        "import torch\ntorch.load('x')",
+        "import torch as t\nt.load('x', weights_only=True)",
+        "from torch import load\nload('x')",
+        "from torch import save as write\nwrite({}, 'x')",
+        "import numpy as np\nnp.load('x', allow_pickle=True)",
+        "import numpy as np\nnp.load('x', allow_pickle=flag)",
+    ],
+)
+def test_the_checker_sees(source: str) -> None:
+    assert pickles(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import numpy as np\nnp.load('x', allow_pickle=False)",
+        "from safetensors.torch import load_file, save_file\nload_file('x')",
+        "import json\njson.load(open('x'))",
+        "model.load('x')",
+    ],
+)
+def test_the_checker_lets_pass(source: str) -> None:
+    assert pickles(source) == []

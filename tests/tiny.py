@@ -1,0 +1,228 @@
+"""A system small enough for every test: two robots, a model of two layers, latents of 2 x 4, moving squares.
+
+All of it is deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actwam.checkpoint import Checkpoint
+from actwam.data.embodiment import Embodiment
+from actwam.data.episode import Episode
+from actwam.data.loader import Window
+from actwam.data.normalize import Normalizer, compute_stats
+from actwam.data.transforms import RobotTransform, t_layout
+from actwam.data.writer import DatasetWriter
+from actwam.model.codec import PatchPCACodec
+from actwam.model.config import ExpertConfig, TransformerConfig, one_expert, two_experts
+from actwam.model.text import HashedWords
+from actwam.model.transformer import GroupInput, TextContext, WorldActionTransformer
+from actwam.sampler import Sampling
+from actwam.tokens import ACTION_CENTERED
+from actwam.train.config import CodecConfig, Recipe, SourceConfig, StageConfig
+from actwam.types import Group, Mode, Observation
+
+HORIZON, OFFSETS = 4, (2, 4)
+CHANNELS, PATCH = 6, 8
+EXPERTS = {"one": one_expert(24, 48), "two": two_experts((32, 48), (16, 32))}
+LAYOUT = t_layout(32, 8, 8)
+TEXT = HashedWords(width=12, tokens=6)
+SAMPLING = Sampling(num_steps=3, action_shift=5.0, future_shift=2.0)
+INSTRUCTIONS = ("push the square", "pull the square", "lift it")
+
+
+def robot(index: int = 0, **changes: Any) -> Embodiment:
+    """A robot with three cameras. Robot 0 fills the model's widths, robot 1 has a smaller action."""
+    names = (("x", "y", "grip"), ("x", "y"))[index]
+    fields: dict[str, Any] = {
+        "name": f"robot_{index}",
+        "index": index,
+        "fps": 10,
+        "cameras": {"head": "front", "left": "wrist_left", "right": "wrist_right"},
+        "image_size": (32, 48),
+        "state_names": ("x", "y", "grip"),
+        "action_names": names,
+        "delta_mask": tuple(name in "xy" and index == 1 for name in names),
+        **changes,
+    }
+    return Embodiment(**fields)
+
+
+def config(experts: tuple[ExpertConfig, ...] | str = "one", **changes: Any) -> TransformerConfig:
+    fields: dict[str, Any] = {
+        "layers": 2,
+        "heads": 2,
+        "head_width": 12,
+        "experts": EXPERTS[experts] if isinstance(experts, str) else experts,
+        "latent_channels": CHANNELS,
+        "patch": (1, 1),
+        "text_width": TEXT.width,
+        "text_tokens": TEXT.tokens,
+        "state_width": 3,
+        "action_width": 3,
+        "embodiments": 2,
+        "projector_widths": (8, 12),
+        "frequencies": 16,
+        **changes,
+    }
+    return TransformerConfig(**fields)
+
+
+def model(
+    experts: tuple[ExpertConfig, ...] | str = "one", seed: int = 0, **changes: Any
+) -> WorldActionTransformer:
+    """A model without a zero weight: as it is initialised, most of it would not show in the output."""
+    torch.manual_seed(seed)
+    made = WorldActionTransformer(config(experts, **changes))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return made.eval()
+
+
+def noise_of(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs(B: int = 3, sigma: float | Mapping[Group, float] = 0.6, seed: int = 0) -> dict[Group, GroupInput]:
+    """Random values for all groups but history; the observation and the state are clean."""
+    shapes = {
+        Group.OBSERVATION: (B, CHANNELS, 1, 2, 4),
+        Group.STATE: (B, 1, 3),
+        Group.ACTION: (B, HORIZON, 3),
+        Group.FUTURE: (B, CHANNELS, len(OFFSETS), 2, 4),
+    }
+    levels = sigma if isinstance(sigma, Mapping) else {Group.ACTION: sigma, Group.FUTURE: sigma}
+    return {
+        group: GroupInput(
+            group, noise_of(10 * seed + i, *shape), torch.full((B, 1), float(levels.get(group, 0.0)))
+        )
+        for i, (group, shape) in enumerate(shapes.items())
+    }
+
+
+def text(made: WorldActionTransformer, B: int = 3) -> TextContext:
+    return made.text_context(TEXT.encode([INSTRUCTIONS[i % len(INSTRUCTIONS)] for i in range(B)]))
+
+
+def embodiments(B: int = 3) -> Tensor:
+    return torch.arange(B) % 2
+
+
+def squares(height: int, width: int, length: int, seed: int) -> np.ndarray:
+    """(T, H, W, 3): a square of its own colour that moves to the right over a grey slope."""
+    random = np.random.default_rng(seed)
+    slope = np.linspace(20, 120, width, dtype=np.uint8)[:, None]
+    frames = np.broadcast_to(slope, (length, height, width, 3)).copy()
+    top, colour = int(random.integers(height - 10)), random.integers(60, 255, 3)
+    for t in range(length):
+        left = (3 * t) % (width - 10)
+        frames[t, top : top + 10, left : left + 10] = colour
+    return frames
+
+
+def episode(number: int, embodiment: Embodiment, length: int = 14) -> Episode:
+    """A smooth motion: the next action is where the state will be, so that there is something to learn."""
+    time = np.arange(length)[:, None] * 0.4 + number
+    state = np.sin(time + np.arange(len(embodiment.state_names))).astype(np.float32)
+    action = np.sin(time + 0.4 + np.arange(len(embodiment.action_names))).astype(np.float32)
+    images = {
+        camera: squares(*embodiment.image_size, length, 10 * number + i)
+        for i, camera in enumerate(embodiment.cameras.values())
+    }
+    return Episode(images, state, action, INSTRUCTIONS[number % len(INSTRUCTIONS)], seed=number)
+
+
+def write_dataset(folder: Path, embodiment: Embodiment, episodes: int = 3, length: int = 14) -> Path:
+    with DatasetWriter(folder, embodiment) as writer:
+        for number in range(episodes):
+            writer.add_episode(episode(number, embodiment, length + number))
+    return folder
+
+
+def transform(embodiment: Embodiment) -> RobotTransform:
+    """With statistics that differ from dimension to dimension."""
+    random = np.random.default_rng(embodiment.index)
+
+    def normalizer(names: tuple[str, ...]) -> Normalizer:
+        values = random.normal(size=(50, len(names))) * np.arange(1, len(names) + 1)
+        return Normalizer(compute_stats(values.astype(np.float32), names))
+
+    state, action = normalizer(embodiment.state_names), normalizer(embodiment.action_names)
+    return RobotTransform(embodiment, LAYOUT, state, action, state_width=3, action_width=3)
+
+
+def codec(channels: int = CHANNELS) -> PatchPCACodec:
+    pictures = np.concatenate([squares(LAYOUT.height, LAYOUT.width, 12, seed) for seed in range(6)])
+    return PatchPCACodec.fit(torch.from_numpy(pictures), patch=PATCH, channels=channels)
+
+
+def checkpoint(experts: str = "one", seed: int = 0, **changes: Any) -> Checkpoint:
+    """A whole system in memory, for both robots."""
+    fields: dict[str, Any] = {
+        "model": model(experts, seed),
+        "codec": codec(),
+        "text": TEXT,
+        "table": ACTION_CENTERED,
+        "robots": (transform(robot(0)), transform(robot(1))),
+        "window": Window(action_horizon=HORIZON, future_offsets=OFFSETS),
+        "sampling": SAMPLING,
+        "trained": {"recipe": "tiny", "stage": "only", "step": 7},
+        **changes,
+    }
+    return Checkpoint(**fields)
+
+
+def observation(seed: int = 0, embodiment: Embodiment | None = None) -> Observation:
+    embodiment = embodiment or robot(0)
+    one = episode(seed, embodiment, length=1)
+    images = {name: frames[0] for name, frames in one.images.items()}
+    return Observation(images, one.state[0], one.instruction)
+
+
+def stage(name: str = "align", **changes: Any) -> StageConfig:
+    fields: dict[str, Any] = {
+        "sources": (SourceConfig(dataset="squares", mode=Mode.POLICY),),
+        "steps": 4,
+        "batch_size": 6,
+        "learning_rate": 3e-3,
+        "final_learning_rate": 1e-4,
+        "warmup_steps": 2,
+        "precision": "fp32",
+        "log_every": 1,
+        "checkpoint_every": 2,
+        **changes,
+    }
+    return StageConfig(name=name, **fields)
+
+
+def recipe(*stages: StageConfig, **changes: Any) -> Recipe:
+    """One robot, `squares` its dataset."""
+    fields: dict[str, Any] = {
+        "robots": (robot(0),),
+        "model": config(embodiments=1),
+        "table": ACTION_CENTERED,
+        "codec": CodecConfig(patch=PATCH, channels=CHANNELS),
+        "text": TEXT,
+        "layout": LAYOUT,
+        "window": Window(action_horizon=HORIZON, future_offsets=OFFSETS),
+        "sampling": SAMPLING,
+        **changes,
+    }
+    return Recipe(name="tiny", stages=stages or (stage(),), **fields)
+
+
+def weights_of(made: WorldActionTransformer) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in made.state_dict().items()}
+
+
+def with_sigma(item: GroupInput, sigma: Tensor) -> GroupInput:
+    return replace(item, sigma=sigma)
