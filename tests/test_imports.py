@@ -28,12 +28,14 @@ ALLOWED = {
     "serve": "types data policy",
     "sim": "types data",
     "world": "types tokens flow data policy",
-    "bench": "types data policy",
-    "recipes": f"{LOWER} train.config",
+    "bench": "types tokens data policy",
+    "recipes": f"{LOWER} train.config sim.robot",
+    "provenance": "",
+    "console": "",
     "doctor": "sim",
-    "report": MIDDLE,
-    "demo": f"{MIDDLE} doctor report",
-    "cli": f"{MIDDLE} doctor report demo",
+    "report": f"{MIDDLE} provenance",
+    "demo": f"{MIDDLE} provenance report",
+    "cli": f"{MIDDLE} doctor report demo console",
 }
 
 # The core may be read, moved and compiled anywhere: beside the standard library it needs these only.

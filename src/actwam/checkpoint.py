@@ -53,6 +53,8 @@ class Checkpoint:
     window: Window
     sampling: Sampling
     trained: Mapping[str, Any]
+    digest: str | None = None
+    """SHA-256 of the manifest it was read from: one hash of everything in the folder."""
 
     def robot(self, name: str | None = None) -> RobotTransform:
         """The robot of this name, or the only one. Raises ValueError, listing the robots there are."""
@@ -128,6 +130,7 @@ def load(folder: Path) -> Checkpoint:
             ),
             sampling=Sampling(**config["sampling"]),
             trained=config["trained"],
+            digest=_sha256(folder / "manifest.json"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -219,9 +222,13 @@ def _hashes(folder: Path) -> dict[str, str]:
     hashes = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path != folder / "manifest.json":
-            with path.open("rb") as file:
-                hashes[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+            hashes[path.relative_to(folder).as_posix()] = _sha256(path)
     return hashes
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -87,7 +87,12 @@ def check(
     if not as_json:
         for problem in found.problems:
             stderr.print(f"{problem.severity}: {problem}", markup=False, soft_wrap=True)
-    counts = {"episodes": found.episodes, "frames": found.frames, "problems": len(found.problems), "ok": found.ok}
+    counts = {
+        "episodes": found.episodes,
+        "frames": found.frames,
+        "problems": len(found.problems),
+        "ok": found.ok,
+    }
     print_numbers(found.to_json() if as_json else counts, as_json=as_json)
     return 0 if found.ok else 1
 
@@ -120,7 +125,12 @@ def train(
 
     with progress_bars() as report:
         where = Run(
-            out=out, cache=cache or out / "cache", device=device, tracker=tracker, resume=resume, progress=report
+            out=out,
+            cache=cache or out / "cache",
+            device=device,
+            tracker=tracker,
+            resume=resume,
+            progress=report,
         )
         folder = run(find_recipe(recipe), data, where, only=stage)
     print(folder)
@@ -178,7 +188,7 @@ def evaluate(
             workers=workers,
             out=out,
             resume=resume,
-            provenance={"policy": loaded.digest},
+            provenance={"policy": loaded.checkpoint.digest},
             videos_per_task=videos,
             progress=lambda done, total: report(f"evaluate {scene}", done, total),
         )
@@ -255,7 +265,7 @@ def report(folder: Positional[Path]) -> int:
     Args:
         folder: What `actwam demo` wrote.
     """
-    from actwam.report import write_report
+    from actwam.report.page import write_report
 
     print(write_report(folder))
     return 0

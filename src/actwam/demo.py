@@ -8,6 +8,7 @@ evaluation).
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,19 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from actwam.bench.latency import measure_latency
+from actwam.bench.latency import group_lengths, measure_latency
 from actwam.data.check import check
 from actwam.data.dataset import LeRobotDataset
 from actwam.policy import Policy
 from actwam.provenance import provenance
 from actwam.recipes.metaworld import IMAGE_SIZE, laptop
-from actwam.report import write_report
+from actwam.report.page import write_report
 from actwam.sim.collect import collect
 from actwam.sim.results import Score, evaluate
 from actwam.sim.rollout import rollout
 from actwam.sim.scene import Scene
 from actwam.train.config import Recipe
 from actwam.train.loop import Run, train
+from actwam.types import Observation
 from actwam.world.imagine import imagine_dataset, observation_at
 
 Progress = Callable[[str, int, int], None]
@@ -72,12 +74,12 @@ class DemoSettings:
 
 DEMO = DemoSettings(
     collections={
-        "general": Collection(tasks=GENERAL, episodes=2, first_seed=0),
-        "adapt": Collection(tasks=TARGETS, episodes=8, first_seed=1_000, action_noise=0.3),
+        "general": Collection(tasks=GENERAL, episodes=1, first_seed=0),
+        "adapt": Collection(tasks=TARGETS, episodes=6, first_seed=1_000, action_noise=0.3),
         "demos": Collection(tasks=TARGETS, episodes=15, first_seed=2_000),
         "heldout": Collection(tasks=TARGETS, episodes=2, first_seed=3_000),
     },
-    steps=(200, 250, 1000),
+    steps=(120, 150, 800),
     tasks=TARGETS,
     eval_episodes=20,
     randomized_episodes=10,
@@ -92,7 +94,7 @@ SMOKE = DemoSettings(
     collections={
         "general": Collection(tasks=("reach-v3",), episodes=1, first_seed=0),
         "adapt": Collection(tasks=TARGETS[:1], episodes=1, first_seed=1_000, action_noise=0.3),
-        "demos": Collection(tasks=TARGETS[:1], episodes=2, first_seed=2_000),
+        "demos": Collection(tasks=TARGETS[:2], episodes=1, first_seed=2_000),
         "heldout": Collection(tasks=TARGETS[:1], episodes=1, first_seed=3_000),
     },
     steps=(4, 4, 8),
@@ -118,17 +120,27 @@ def run_demo(out: Path, settings: DemoSettings, progress: Progress) -> Path:
         way.step(f"collect {name}", lambda n=name, c=collection: _collect(data[n], n, c, progress))
     recipe = settings.recipe()
     for name, folder in data.items():
-        way.step(f"check {name}", lambda n=name, f=folder: _check(f, n, recipe.window.action_horizon, progress))
+        way.step(
+            f"check {name}", lambda n=name, f=folder: _check(f, n, recipe.window.action_horizon, progress)
+        )
     run = Run(out=out / "train", cache=out / "cache", resume=True, progress=progress)
     for stage in recipe.stages:
-        way.step(f"train {stage.name}", lambda s=stage: {"folder": str(train(recipe, data, run, only=s.name).name)})
+        way.step(
+            f"train {stage.name}", lambda s=stage: {"folder": str(train(recipe, data, run, only=s.name).name)}
+        )
     policy = Policy.load(out / "train" / f"{len(recipe.stages)}-{recipe.stages[-1].name}")
     heldout = LeRobotDataset.open(data["heldout"])
-    for scene, episodes in ((Scene.CLEAN, settings.eval_episodes), (Scene.RANDOMIZED, settings.randomized_episodes)):
-        way.step(f"evaluate {scene}", lambda s=scene, n=episodes: _evaluate(policy, out, settings, s, n, progress))
+    for scene, episodes in (
+        (Scene.CLEAN, settings.eval_episodes),
+        (Scene.RANDOMIZED, settings.randomized_episodes),
+    ):
+        way.step(
+            f"evaluate {scene}", lambda s=scene, n=episodes: _evaluate(policy, out, settings, s, n, progress)
+        )
     way.step("imagine", lambda: _imagine(policy, heldout, out / "imagine", settings.windows))
     way.step("latency", lambda: _latency(policy, heldout, settings.latency_repeats))
-    _write(out / "results.json", _results(way, policy, settings, recipe))
+    observation = observation_at(heldout, policy.robot, 0, 0)
+    _write(out / "results.json", _results(way, policy, observation, settings, recipe))
     return write_report(out)
 
 
@@ -201,12 +213,15 @@ def _evaluate(
         max_steps=settings.max_steps,
         out=out / "eval" / scene,
         resume=True,
-        provenance={"policy": policy.digest},
+        provenance={"policy": policy.checkpoint.digest},
         videos_per_task=1,
         progress=lambda done, total: progress(f"evaluate {scene}", done, total),
     )
     scores = evaluate(results)
-    return {**_score(scores.overall), "per_task": {task: _score(score) for task, score in scores.per_task.items()}}
+    return {
+        **_score(scores.overall),
+        "per_task": {task: _score(score) for task, score in scores.per_task.items()},
+    }
 
 
 def _score(score: Score) -> dict[str, Any]:
@@ -220,6 +235,7 @@ def _score(score: Score) -> dict[str, Any]:
 
 
 def _imagine(policy: Policy, heldout: LeRobotDataset, out: Path, windows: int) -> dict[str, Any]:
+    shutil.rmtree(out, ignore_errors=True)  # whole, but from a run that stopped before it was noted as done
     return imagine_dataset(policy, heldout, windows=windows, seed=0, out=out).to_json()
 
 
@@ -229,7 +245,9 @@ def _latency(policy: Policy, heldout: LeRobotDataset, repeats: int) -> dict[str,
     return {name: case.to_json() for name, case in cases.items()}
 
 
-def _results(way: Way, policy: Policy, settings: DemoSettings, recipe: Recipe) -> dict[str, Any]:
+def _results(
+    way: Way, policy: Policy, observation: Observation, settings: DemoSettings, recipe: Recipe
+) -> dict[str, Any]:
     imagined = way.result("imagine")
     model = policy.checkpoint.model
     return {
@@ -244,7 +262,7 @@ def _results(way: Way, policy: Policy, settings: DemoSettings, recipe: Recipe) -
         "model": {
             "parameters": int(sum(np.prod(p.shape) for p in model.parameters())),
             "table": policy.table.name,
-            "tokens": policy.tokens,
+            "tokens": {group: length for group, length in group_lengths(policy, observation).items()},
         },
         "provenance": provenance(),
     }

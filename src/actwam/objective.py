@@ -26,6 +26,8 @@ class ObjectiveConfig:
     future_weight: float = 1.0
     action_shift: float = 5.0
     future_shift: float = 2.0
+    future_share: float = 1.0
+    """Share of the batches that carry the future. The others teach the action alone, at a fraction of the cost."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def add_noise(batch: Batch, config: ObjectiveConfig, generator: torch.Generator)
     All random numbers come from `generator` (on the CPU) in a fixed order, whatever the modes are.
     """
     B = len(batch.modes)
+    alone = bool(torch.rand((), generator=generator) >= config.future_share) and set(batch.modes) == {Mode.POLICY}
     observation, future = batch.latents[:, :, :1], batch.latents[:, :, 1:]
     draws = {
         Group.ACTION: (batch.action, config.action_shift, NOISY_ACTION),
@@ -69,7 +72,7 @@ def add_noise(batch: Batch, config: ObjectiveConfig, generator: torch.Generator)
     clean = torch.zeros(B, device=observation.device)
     sigmas |= {Group.OBSERVATION: clean, Group.STATE: clean}
     embodied = _modes(batch, STATE_MODES)
-    has_future = batch.future_valid.any(1)
+    has_future = batch.future_valid.any(1) & (not alone)
     present = {Group.STATE: embodied, Group.ACTION: embodied, Group.FUTURE: has_future}
     absent = {group for group, who in present.items() if not who.any()}
     weighs = {

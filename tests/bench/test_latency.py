@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 import tiny
@@ -17,6 +18,7 @@ from actwam.tokens import JOINT
 from actwam.types import Group
 
 
+@cache
 def tiny_policy(offsets: tuple[int, ...] = tiny.OFFSETS) -> Policy:
     window = Window(action_horizon=tiny.HORIZON, future_offsets=offsets)
     checkpoint = tiny.checkpoint(window=window)

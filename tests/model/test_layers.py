@@ -150,8 +150,12 @@ def test_rms_norm_is_the_formula_over_the_full_width_in_float32() -> None:
     nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(0))
     x = draw(2, 5, 12)
     expected = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
-    assert torch.allclose(rms_norm(x, norm), expected, atol=1e-6)
-    assert rms_norm(x.bfloat16(), norm.bfloat16()).dtype == torch.float32
+    assert torch.allclose(rms_norm(x, norm.weight, norm.eps), expected, atol=1e-6)
+    assert rms_norm(x.bfloat16(), norm.weight.bfloat16(), norm.eps).dtype == torch.float32
+    still = torch.zeros(1, 12, requires_grad=True)
+    rms_norm(still, norm.weight, norm.eps).sum().backward()
+    assert still.grad is not None
+    assert still.grad.isfinite().all()
 
 
 def test_modulation_is_the_formula_for_one_level_and_for_one_per_token() -> None:

@@ -171,10 +171,10 @@ def test_every_parameter_learns_in_joint_training(model: WorldActionTransformer)
     (out[ACT].square().mean() + out[FUT].square().mean()).backward()
     silent = [n for n, p in trained.named_parameters() if p.grad is None or not bool(p.grad.any())]
     assert silent == []
-    grads = [
-        p.grad for name, p in trained.named_parameters() if name.endswith(("first.weight", "last.weight"))
+    outermost = {n: p.grad for n, p in trained.named_parameters() if n.split(".")[-2] in ("first", "last")}
+    robots = [
+        grad for n, grad in outermost.items() if grad is not None and n.endswith("weight") and grad.ndim == 3
     ]
-    robots = [grad for grad in grads if grad is not None and grad.ndim == 3]
     assert len(robots) == 3
     assert all(bool(grad[robot].any()) for grad in robots for robot in range(2))
 
@@ -353,7 +353,7 @@ def test_bfloat16_weights_and_autocast_are_close_to_float32(model: WorldActionTr
     for group in (ACT, FUT):
         for other in (cast[group], small[group]):
             assert other.dtype == torch.float32
-            assert difference(exact[group], other) < 0.1 * float(exact[group].abs().max())
+            assert difference(exact[group], other) < 0.1 * float(exact[group].detach().abs().max())
 
 
 def test_a_model_first_used_while_acting_can_be_trained() -> None:
@@ -369,15 +369,15 @@ def test_a_model_first_used_while_acting_can_be_trained() -> None:
 
 def compiled_against_eager() -> dict[str, float]:
     """The largest differences of outputs and gradients. Runs in a process of its own: see the test below."""
-    torch.set_num_threads(2)
-    model = tiny.model("two", layers=1)
+    torch.set_num_threads(1)
+    model = tiny.model(layers=1)
     compiled = copy.deepcopy(model)
     for block in compiled.blocks:
         block.compile(dynamic=False)
-    sides = []
+    sides, inputs = [], tiny.inputs()
     for one in (model, compiled):
-        out = run(one, ACTION_CENTERED, tiny.inputs().values())
-        (out[ACT].square().mean() + out[FUT].square().mean()).backward()
+        out = run(one, ACTION_CENTERED, [inputs[OBS], inputs[ACT]])
+        out[ACT].square().mean().backward()
         grads = {name: p.grad for name, p in one.named_parameters() if p.grad is not None}
         sides.append({**out, **grads})
     eager, fast = sides

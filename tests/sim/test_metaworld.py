@@ -14,15 +14,8 @@ import pytest
 
 from actwam.sim import pictures
 from actwam.sim.instructions import INSTRUCTIONS
-from actwam.sim.metaworld import (
-    ACTION_NAMES,
-    ENV_CLS_MAP,
-    TASKS,
-    MetaWorldEnv,
-    SimulationError,
-    TaskAssets,
-    metaworld_embodiment,
-)
+from actwam.sim.metaworld import ENV_CLS_MAP, TASKS, MetaWorldEnv, SimulationError, TaskAssets
+from actwam.sim.robot import ACTION_NAMES, CAMERA_NAMES, metaworld_embodiment
 from actwam.sim.scene import CAMERAS
 
 SIZE = (64, 64)
@@ -206,6 +199,7 @@ def test_state_and_pictures_fit_the_embodiment(puck: TaskAssets) -> None:
     assert all(image.shape == (*embodiment.image_size, 3) for image in seen.images.values())
     assert seen.instruction == INSTRUCTIONS["pick-place-v3"]
     assert embodiment.action_names == ACTION_NAMES
+    assert CAMERA_NAMES == tuple(CAMERAS)
     np.testing.assert_allclose(seen.state[:3], env._simulator.get_endeff_pos(), atol=1e-6)
 
 

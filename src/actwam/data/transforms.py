@@ -173,7 +173,13 @@ class RobotTransform:
 def relative(
     action: Float[np.ndarray, "... K a"], state: Float[np.ndarray, "... s"], embodiment: Embodiment
 ) -> Float[np.ndarray, "... K a"]:
-    """Subtract the state from the action dimensions of `delta_mask`; one state serves the whole chunk."""
+    """Subtract the state from the action dimensions of `delta_mask`; one state serves the whole chunk.
+
+    Raises ValueError on actions of another width.
+    """
+    names = embodiment.action_names
+    if action.shape[-1] != len(names):
+        raise ValueError(f"actions must end in the {len(names)} of {names}, not shape {action.shape}")
     return action - _reference(state, embodiment)
 
 

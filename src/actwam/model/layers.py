@@ -51,20 +51,22 @@ def step_rope(first_step: int, steps: int, head_width: int, device: torch.device
     return _angles(tuple((float(first_step + i),) for i in range(steps)), head_width, device)
 
 
-def rotate(x: Float[Tensor, "B N L G"], rope: Tensor) -> Float[Tensor, "B N L G"]:
-    """Turn neighbouring pairs of channels by the angles of `rope` (L, G/2), in float32."""
+def rotate(x: Float[Tensor, "... G"], rope: Tensor) -> Float[Tensor, "... G"]:
+    """Turn neighbouring pairs of channels by the angles of `rope` (..., G/2), in float32."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rope).flatten(-2)
 
 
-def rms_norm(x: Float[Tensor, "... i"], norm: nn.RMSNorm) -> Float[Tensor, "... i"]:
-    """`norm`, in float32 whatever x is, because the angles that follow want float32.
+def rms_norm(
+    x: Float[Tensor, "... i"], weight: Float[Tensor, "... i"], eps: float
+) -> Float[Tensor, "... i"]:
+    """x / sqrt(mean(x^2) + eps) * weight, in float32 whatever x is: the angles that follow want float32.
 
     Written with a vector norm, which is one pass forward and one backward; PyTorch's own takes four on a CPU.
     """
     x = x.float()
     mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
-    return x * torch.rsqrt(mean_square + norm.eps) * norm.weight
+    return x * torch.rsqrt(mean_square + eps) * weight
 
 
 def layer_norm(x: Float[Tensor, "... D"], norm: nn.LayerNorm) -> Float[Tensor, "... D"]:

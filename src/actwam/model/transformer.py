@@ -158,7 +158,7 @@ class WorldActionTransformer(nn.Module):
             if i + 1 < len(self.blocks):
                 streams, k, v = block(streams, text.layers[i], past, mask)
             else:  # nobody reads the residual stream behind the last keys and values
-                _, k, v = block.project(streams)
+                k, v = block.keys_values(streams)
             keys.append(k if past is None else torch.cat([past[0], k], dim=2))
             values.append(v if past is None else torch.cat([past[1], v], dim=2))
         groups, lengths = tuple(s.group for s in segments), tuple(s.length for s in segments)

@@ -6,13 +6,15 @@ expert demonstrations of them.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from actwam.data.loader import Window
 from actwam.data.transforms import t_layout
-from actwam.model.config import TransformerConfig, one_expert
+from actwam.model.config import TransformerConfig, two_experts
 from actwam.model.text import HashedWords
 from actwam.objective import ObjectiveConfig
 from actwam.sampler import Sampling
-from actwam.sim.metaworld import metaworld_embodiment
+from actwam.sim.robot import metaworld_embodiment
 from actwam.tokens import ACTION_CENTERED
 from actwam.train.config import CodecConfig, Recipe, SourceConfig, StageConfig
 from actwam.types import Mode
@@ -28,10 +30,10 @@ def laptop(general_steps: int = 200, adapt_steps: int = 250, align_steps: int = 
         name="metaworld.laptop",
         robots=(metaworld_embodiment(IMAGE_SIZE),),
         model=TransformerConfig(
-            layers=6,
+            layers=4,
             heads=2,
             head_width=64,
-            experts=one_expert(128, 512),
+            experts=two_experts(visual=(192, 768), action=(96, 384)),
             latent_channels=64,
             patch=(1, 1),
             text_width=text.width,
@@ -43,34 +45,28 @@ def laptop(general_steps: int = 200, adapt_steps: int = 250, align_steps: int = 
         codec=CodecConfig(patch=16, channels=64),
         text=text,
         layout=t_layout(64, 64, 32),
-        window=Window(action_horizon=16, future_offsets=(8, 16)),
+        window=Window(action_horizon=24, future_offsets=(4, 8, 12, 16, 20, 24)),
         sampling=Sampling(num_steps=5, action_shift=1.0, future_shift=1.0),
         stages=(
-            _stage("general", [SourceConfig(dataset="general", mode=Mode.VIDEO)], general_steps, objective),
-            _stage(
-                "adapt",
-                [
-                    SourceConfig(dataset="adapt", mode=Mode.VIDEO),
-                    SourceConfig(dataset="adapt", mode=Mode.WORLD),
-                ],
-                adapt_steps,
-                objective,
-            ),
-            _stage("align", [SourceConfig(dataset="demos", mode=Mode.POLICY)], align_steps, objective),
+            _stage("general", {Mode.VIDEO: "general"}, general_steps, 32, objective),
+            _stage("adapt", {Mode.VIDEO: "adapt", Mode.WORLD: "adapt"}, adapt_steps, 32, objective),
+            _stage("align", {Mode.POLICY: "demos"}, align_steps, 64, replace(objective, future_share=0.2)),
         ),
     )
 
 
-def _stage(name: str, sources: list[SourceConfig], steps: int, objective: ObjectiveConfig) -> StageConfig:
+def _stage(
+    name: str, sources: dict[Mode, str], steps: int, batch_size: int, objective: ObjectiveConfig
+) -> StageConfig:
     return StageConfig(
         name=name,
-        sources=tuple(sources),
+        sources=tuple(SourceConfig(dataset=dataset, mode=mode) for mode, dataset in sources.items()),
         steps=steps,
-        batch_size=64,
+        batch_size=batch_size,
         learning_rate=1e-3,
         final_learning_rate=1e-5,
         warmup_steps=max(1, min(50, steps // 10)),
-        ema_decay=0.995,
+        ema_decay=0.99,
         objective=objective,
         checkpoint_every=250,
     )

@@ -39,7 +39,7 @@ class Curve:
     values: tuple[float, ...]
 
 
-def curves(rows: Sequence[Mapping[str, float]]) -> list[Curve]:
+def curves(rows: Sequence[Mapping[str, int | float]]) -> list[Curve]:
     """The losses among the logged metrics of one stage; one that was never logged is left out."""
     found = []
     for key, name in LOSSES.items():

@@ -21,7 +21,8 @@ from jaxtyping import Float
 from actwam.data.episode import Episode
 from actwam.data.writer import DatasetWriter
 from actwam.sim.env import TRAINING_SEEDS, Env
-from actwam.sim.metaworld import MetaWorldEnv, check_task, metaworld_embodiment
+from actwam.sim.metaworld import MetaWorldEnv, check_task
+from actwam.sim.robot import metaworld_embodiment
 from actwam.sim.scene import Scene
 from actwam.sim.workers import Workers
 

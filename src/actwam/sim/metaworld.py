@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from actwam.data.embodiment import Embodiment
 from actwam.sim.env import Outcome
 from actwam.sim.instructions import INSTRUCTIONS
 from actwam.sim.pictures import SceneRenderer
 from actwam.sim.render import use_headless_rendering
+from actwam.sim.robot import ACTION_NAMES, STATE_NAMES
 from actwam.sim.scene import CAMERAS, Scene, jittered, randomize
 from actwam.types import Observation
 
@@ -31,10 +31,6 @@ from metaworld.env_dict import ENV_CLS_MAP  # noqa: E402
 from metaworld.policies import ENV_POLICY_MAP  # noqa: E402
 
 TASKS: tuple[str, ...] = tuple(INSTRUCTIONS)
-CONTROL_RATE = 80
-"""Control steps a second: MetaWorld's 2.5 ms of physics, five times."""
-STATE_NAMES = ("gripper_x", "gripper_y", "gripper_z", "gripper_opening")
-ACTION_NAMES = ("move_x", "move_y", "move_z", "close_gripper")
 SCENE_STREAM = 1
 """Keeps the look of a scene independent of its layout, which is drawn from the seed alone."""
 
@@ -56,24 +52,6 @@ def check_task(task: str) -> None:
         near = difflib.get_close_matches(task, TASKS, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(TASKS)}"
         raise ValueError(f"MetaWorld has no task {task!r}: {hint}")
-
-
-def metaworld_embodiment(image_size: tuple[int, int]) -> Embodiment:
-    """MetaWorld's arm: gripper position in metres and opening 0..1; actions in -1..1, where 1 moves 1 cm a
-    step.
-
-    `image_size` is height and width in pixels.
-    """
-    return Embodiment(
-        name="metaworld",
-        index=0,
-        fps=CONTROL_RATE,
-        cameras={name: name for name in CAMERAS},
-        image_size=image_size,
-        state_names=STATE_NAMES,
-        action_names=ACTION_NAMES,
-        delta_mask=(False,) * len(ACTION_NAMES),
-    )
 
 
 class TaskAssets:

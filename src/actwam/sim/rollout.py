@@ -24,9 +24,10 @@ from jaxtyping import Float
 from actwam.data.video import write_video
 from actwam.sim.env import EVALUATION_SEEDS
 from actwam.sim.instructions import INSTRUCTIONS
-from actwam.sim.metaworld import ACTION_NAMES, CONTROL_RATE, check_task
+from actwam.sim.metaworld import check_task
 from actwam.sim.player import FILM_STRIDE, Advance, Ending, Picture, Player, Start
 from actwam.sim.results import EpisodeResult, ResultLog
+from actwam.sim.robot import ACTION_NAMES, CONTROL_RATE
 from actwam.sim.scene import Scene
 from actwam.sim.workers import Workers
 from actwam.types import ActionChunk, Observation

@@ -7,11 +7,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 Tracker = Literal["none", "tensorboard", "wandb"]
 
 
+@runtime_checkable
 class Metrics(Protocol):
     """Something that keeps numbers by step."""
 
@@ -87,7 +88,7 @@ def open_metrics(folder: Path, tracker: Tracker, first_step: int) -> list[Metric
     return sinks
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: Path) -> list[dict[str, int | float]]:
     """The rows of a metrics file. A last line cut short by a crash is dropped."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]

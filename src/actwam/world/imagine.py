@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, UInt8
 
 from actwam.data.dataset import LeRobotDataset, require_embodiment
 from actwam.data.partial import partial_folder
+from actwam.data.transforms import RobotTransform
 from actwam.policy import Policy
 from actwam.types import Group, Observation
 from actwam.world import quality
@@ -181,19 +182,37 @@ def choose_windows(policy: Policy, dataset: LeRobotDataset, count: int, seed: in
     return [found[int(place)] for place in places]
 
 
+def observation_at(dataset: LeRobotDataset, robot: RobotTransform, episode: int, frame: int) -> Observation:
+    """What the robot saw and felt at one frame of an episode. Raises ValueError on one that is not there."""
+    return _observation(dataset, episode, frame, _views(dataset, robot, episode, np.array([frame])))
+
+
 def read_clip(policy: Policy, dataset: LeRobotDataset, episode: int, start: int) -> Clip:
-    """Read one window: its observation as a robot would give it, and its future frames as one composed
-    picture."""
-    window, info = policy.checkpoint.window, dataset.episodes[episode]
-    indices = start + np.array([0, *window.future_offsets])
-    cameras = policy.robot.embodiment.cameras.values()
-    images = {camera: dataset.frames(camera, episode, indices) for camera in cameras}
-    picture, row = policy.robot.picture(images), info.start + start
-    observation = Observation(
-        {camera: frames[0] for camera, frames in images.items()}, dataset.state[row], info.instruction
-    )
+    """Read one window: its observation as the robot gave it, and its future as one composed picture."""
+    window = policy.checkpoint.window
+    views = _views(dataset, policy.robot, episode, start + np.array([0, *window.future_offsets]))
+    picture, row = policy.robot.picture(views), dataset.episodes[episode].start + start
     actions = dataset.action[row : row + window.action_horizon]
-    return Clip(episode, start, observation, actions, picture[0], picture[1:])
+    return Clip(
+        episode, start, _observation(dataset, episode, start, views), actions, picture[0], picture[1:]
+    )
+
+
+def _views(
+    dataset: LeRobotDataset, robot: RobotTransform, episode: int, frames: Int[np.ndarray, "T"]
+) -> dict[str, UInt8[np.ndarray, "T H W 3"]]:
+    """Frames of all cameras of the robot, by name."""
+    cameras = robot.embodiment.cameras.values()
+    return {camera: dataset.frames(camera, episode, frames) for camera in cameras}
+
+
+def _observation(
+    dataset: LeRobotDataset, episode: int, frame: int, views: Mapping[str, UInt8[np.ndarray, "T H W 3"]]
+) -> Observation:
+    """The first of these frames, with the state and the instruction that belong to it."""
+    info = dataset.episodes[episode]
+    images = {camera: pictures[0] for camera, pictures in views.items()}
+    return Observation(images, dataset.state[info.start + frame], info.instruction)
 
 
 def measure(

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-TILE_WIDTH = 160
+TILE_WIDTH = 128
 """Frames are enlarged by a whole number, to at least this width in pixels where they are smaller."""
 GAP, BAND, FONT_SIZE = 6, 24, 14
 PAPER, INK, SOFT = (24, 26, 30), (235, 236, 240), (160, 164, 172)

@@ -1,0 +1,170 @@
+"""Windows and batches: pure functions of (seed, step), cut at the ends of episodes, mixed by weight."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from actwam.data.dataset import LeRobotDataset
+from actwam.data.latents import Latents
+from actwam.data.loader import Mixture, Source, Window, action_chunks, join
+from actwam.types import Batch, Mode
+
+WINDOW = Window(action_horizon=tiny.HORIZON, future_offsets=tiny.OFFSETS)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> LeRobotDataset:
+    """Episodes of 9, 10 and 11 frames: rows 0-8, 9-18 and 19-29."""
+    folder = tmp_path_factory.mktemp("loader") / "squares"
+    return LeRobotDataset.open(tiny.write_dataset(folder, tiny.robot(1), length=9))
+
+
+def numbered(dataset: LeRobotDataset) -> Latents:
+    """Latents that say which row they are of."""
+    rows = np.arange(len(dataset.state), dtype=np.float16)
+    array = np.broadcast_to(rows[:, None, None, None], (len(rows), 2, 1, 1)).copy()
+    return Latents(dataset.folder, tuple(e.start for e in dataset.episodes), array)
+
+
+def source(
+    dataset: LeRobotDataset, mode: Mode = Mode.POLICY, weight: float = 1.0, window: Window = WINDOW
+) -> Source:
+    return Source(dataset, numbered(dataset), tiny.transform(tiny.robot(1)), window, mode, weight)
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    tensors = ("latents", "future_valid", "state", "action", "action_valid", "embodiment")
+    same = all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
+    return same and (a.modes, a.instructions) == (b.modes, b.instructions)
+
+
+def test_a_window_is_what_the_dataset_holds(dataset: LeRobotDataset) -> None:
+    made = source(dataset)
+    batch = made.batch(np.array([0, 9]))  # the first frames of episodes 0 and 1
+    robot = tiny.transform(tiny.robot(1))
+    for i, start in enumerate((0, 9)):
+        assert batch.latents[i, 0, :, 0, 0].tolist() == [start, start + 2, start + 4]
+        assert np.array_equal(batch.state[i], robot.model_state(dataset.state[start]))
+        expected = robot.model_action(dataset.action[start : start + 4], dataset.state[start])
+        assert np.array_equal(batch.action[i], expected)
+    assert batch.instructions == ("push the square", "pull the square")
+    assert batch.embodiment.tolist() == [1, 1]
+    assert batch.modes == (Mode.POLICY, Mode.POLICY)
+    assert batch.future_valid.all()
+    assert batch.action_valid[..., :2].all()
+    assert not batch.action_valid[..., 2].any()
+
+
+def test_rows_past_the_end_repeat_the_last_and_are_not_valid(dataset: LeRobotDataset) -> None:
+    batch = source(dataset).batch(np.array([6, 8]))  # 3 and 1 frames of episode 0 are left
+    assert batch.action_valid[:, :, 0].tolist() == [[True, True, True, False], [True, False, False, False]]
+    assert batch.latents[:, 0, :, 0, 0].tolist() == [[6, 8, 8], [8, 8, 8]]
+    assert batch.future_valid.tolist() == [[True, False], [False, False]]
+    robot = tiny.transform(tiny.robot(1))
+    repeated = dataset.action[[6, 7, 8, 8]]
+    assert np.array_equal(batch.action[0], robot.model_action(repeated, dataset.state[6]))
+
+
+@pytest.mark.parametrize(
+    ("mode", "windows"), [(Mode.POLICY, 30), (Mode.VIDEO, 24), (Mode.WORLD, 24), (Mode.INVERSE, 24)]
+)
+def test_windows_that_have_no_future_are_left_out_where_it_is_needed(
+    dataset: LeRobotDataset, mode: Mode, windows: int
+) -> None:
+    made = source(dataset, mode)
+    assert len(made) == windows
+    batch = made.batch(np.arange(windows))
+    if mode is not Mode.POLICY:
+        assert batch.future_valid[:, 0].all()
+        assert set(range(30)) - set(batch.latents[:, 0, 0, 0, 0].int().tolist()) == {7, 8, 17, 18, 28, 29}
+
+
+def test_no_window_reaches_into_the_next_episode(dataset: LeRobotDataset) -> None:
+    batch = source(dataset).batch(np.arange(30))
+    rows, episode_of = batch.latents[:, 0, :, 0, 0].int(), np.repeat([0, 1, 2], [9, 10, 11])
+    assert all(len({episode_of[row] for row in window}) == 1 for window in rows.tolist())
+
+
+def test_a_batch_is_a_function_of_seed_and_step(dataset: LeRobotDataset) -> None:
+    sources = [source(dataset), source(dataset, Mode.VIDEO)]
+    mixture, again, other = Mixture(sources, 8, 5), Mixture(sources, 8, 5), Mixture(sources, 8, 6)
+    for step in (7, 0, 7):
+        assert equal(mixture.batch(step), again.batch(step))
+    assert not equal(mixture.batch(0), mixture.batch(1))
+    assert not equal(mixture.batch(0), other.batch(0))
+
+
+def test_weights_decide_how_often_a_source_is_drawn(dataset: LeRobotDataset) -> None:
+    sources = [
+        source(dataset, Mode.POLICY, 3.0),
+        source(dataset, Mode.VIDEO, 1.0),
+        source(dataset, Mode.WORLD, 4.0),
+    ]
+    mixture = Mixture(sources, 64, 0)
+    batches = [mixture.batch(step) for step in range(50)]
+    assert all(len(batch.modes) == len(batch.state) == 64 for batch in batches)
+    counts = Counter(mode for batch in batches for mode in batch.modes)
+    share = {mode: count / 3200 for mode, count in counts.items()}
+    assert share == pytest.approx({Mode.POLICY: 0.375, Mode.VIDEO: 0.125, Mode.WORLD: 0.5}, abs=0.03)
+
+
+def test_windows_are_drawn_evenly(dataset: LeRobotDataset) -> None:
+    mixture = Mixture([source(dataset)], 300, 0)
+    rows = torch.cat([mixture.batch(step).latents[:, 0, 0, 0, 0] for step in range(20)]).int()
+    counts = torch.bincount(rows, minlength=30)
+    assert len(counts) == 30
+    assert 140 < counts.min() <= counts.max() < 260
+
+
+def test_join_keeps_every_sample_whole(dataset: LeRobotDataset) -> None:
+    made = source(dataset)
+    parts = [made.batch(np.array([1])), source(dataset, Mode.WORLD).batch(np.array([9, 3]))]
+    joined = join(parts)
+    assert joined.modes == (Mode.POLICY, Mode.WORLD, Mode.WORLD)
+    assert joined.instructions == sum((part.instructions for part in parts), ())
+    for field in dataclasses.fields(Batch):
+        if field.name not in ("modes", "instructions"):
+            both = torch.cat([getattr(part, field.name) for part in parts])
+            assert torch.equal(getattr(joined, field.name), both)
+
+
+def test_an_episode_shorter_than_the_window_is_refused_by_number(tmp_path: Path) -> None:
+    short = LeRobotDataset.open(tiny.write_dataset(tmp_path / "short", tiny.robot(1), length=3))
+    with pytest.raises(ValueError, match=r"short: episode 0 has 3 frames, fewer than the 4 of one window"):
+        source(short)
+    far = Window(action_horizon=2, future_offsets=(4,))
+    with pytest.raises(ValueError, match=r"episode 0 has 3 frames, fewer than the 5 of one window"):
+        source(short, window=far)
+
+
+def test_video_without_future_frames_is_refused(dataset: LeRobotDataset) -> None:
+    blind = Window(action_horizon=4, future_offsets=())
+    for mode in (Mode.VIDEO, Mode.WORLD, Mode.INVERSE):
+        with pytest.raises(ValueError, match=f"{mode} samples need a window with future frames"):
+            source(dataset, mode, window=blind)
+    assert source(dataset, window=blind).batch(np.array([0])).latents.shape == (1, 2, 1, 1, 1)
+
+
+def test_a_weight_that_is_not_positive_is_refused(dataset: LeRobotDataset) -> None:
+    with pytest.raises(ValueError, match="weight of a source must be positive, not 0"):
+        source(dataset, weight=0.0)
+
+
+@pytest.mark.parametrize(("horizon", "offsets"), [(0, (1,)), (4, (0, 2)), (4, (3, 2)), (4, (2, 2))])
+def test_impossible_windows_are_refused(horizon: int, offsets: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        Window(action_horizon=horizon, future_offsets=offsets)
+
+
+def test_statistics_use_chunks_that_lie_in_their_episode(dataset: LeRobotDataset) -> None:
+    state, chunks = action_chunks(dataset, WINDOW)
+    assert len(state) == len(chunks) == 6 + 7 + 8
+    assert np.array_equal(state[6], dataset.state[9])  # the first row of episode 1
+    assert np.array_equal(chunks[5], dataset.action[5:9])  # the last chunk of episode 0

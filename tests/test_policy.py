@@ -1,0 +1,234 @@
+"""A policy as its user meets it: deterministic, without memory, and plain about what it cannot use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from actwam.checkpoint import Checkpoint, save
+from actwam.data.loader import Window
+from actwam.policy import Policy
+from actwam.tokens import ACTION_CENTERED, ACTION_ONLY, BIDIRECTIONAL, JOINT, UNCOUPLED, VIDEO_FIRST
+from actwam.types import Group, Observation
+
+
+def policy(index: int = 0, checkpoint: Checkpoint | None = None) -> Policy:
+    checkpoint = checkpoint or tiny.checkpoint()
+    return Policy(checkpoint, checkpoint.robots[index], checkpoint.table, torch.device("cpu"))
+
+
+def trained() -> Checkpoint:
+    """As training leaves it: no loss has ever reached the third action of robot 1, which has two."""
+    checkpoint = tiny.checkpoint()
+    with torch.no_grad():
+        checkpoint.model.action_decoder.last.weight[1, :, 2] = 0
+        checkpoint.model.action_decoder.last.bias[1, 2] = 0
+    return checkpoint
+
+
+def observations(n: int = 3, index: int = 0) -> list[Observation]:
+    return [tiny.observation(seed, tiny.robot(index)) for seed in range(n)]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_actions_are_a_chunk_in_the_units_of_the_robot(index: int) -> None:
+    robot = policy(index)
+    chunk = robot.act(observations(1, index)[0])
+    assert chunk.actions.shape == (tiny.HORIZON, 3 - index)
+    assert chunk.actions.dtype == np.float32
+    inside = tiny.transform(tiny.robot(index)).model_action(chunk.actions, observations(1, index)[0].state)
+    assert np.abs(inside).max() < 20  # about the range of the model, after the inverse of what was applied
+
+
+def test_the_seed_decides() -> None:
+    robot, seen = policy(), observations(1)[0]
+    assert np.array_equal(robot.act(seen, seed=4).actions, robot.act(seen, seed=4).actions)
+    assert np.array_equal(robot.act(seen).actions, robot.act(seen, seed=0).actions)
+    assert np.abs(robot.act(seen, seed=4).actions - robot.act(seen, seed=5).actions).max() > 1e-3
+
+
+def test_there_is_no_memory_between_calls() -> None:
+    seen = observations(4)
+    forward = [policy().act(x, seed=i).actions for i, x in enumerate(seen)]
+    robot = policy()
+    torch.manual_seed(99)
+    robot.imagine(seen[2], seed=7)
+    backward = [robot.act(x, seed=i).actions for i, x in reversed(list(enumerate(seen)))][::-1]
+    assert all(np.array_equal(a, b) for a, b in zip(forward, backward, strict=True))
+
+
+@pytest.mark.parametrize("table", [ACTION_CENTERED, JOINT, VIDEO_FIRST, BIDIRECTIONAL], ids=lambda t: t.name)
+def test_a_batch_equals_one_by_one(table: str) -> None:
+    robot, seen, seeds = replace(policy(), table=table), observations(4), [5, 5, 6, 7]
+    together = robot.act_batch(seen, seeds)
+    for observation, seed, chunk in zip(seen, seeds, together, strict=True):
+        assert np.abs(robot.act(observation, seed=seed).actions - chunk.actions).max() < 1e-5
+    imagined = robot.imagine_batch(seen, None, seeds)
+    for observation, seed, one in zip(seen, seeds, imagined, strict=True):
+        alone = robot.imagine(observation, seed=seed)
+        assert np.abs(alone.actions - one.actions).max() < 1e-5
+        assert np.abs(alone.video.astype(int) - one.video).max() <= 1
+
+
+def test_every_part_of_an_observation_matters() -> None:
+    robot, seen = policy(), observations(1)[0]
+    before = robot.act(seen).actions
+    darker = {name: image // 2 for name, image in seen.images.items()}
+    for name in darker:
+        other = replace(seen, images={**seen.images, name: darker[name]})
+        assert np.abs(robot.act(other).actions - before).max() > 1e-4
+    for other in (replace(seen, state=seen.state + 1), replace(seen, instruction="lift it")):
+        assert np.abs(robot.act(other).actions - before).max() > 1e-4
+
+
+def test_acting_denoises_the_tokens_of_the_table_alone() -> None:
+    """Action-centered decoding of a checkpoint gives the actions that imagining gives, without its future."""
+    robot, seen = policy(), observations(1)[0]
+    assert np.abs(robot.act(seen, seed=3).actions - robot.imagine(seen, seed=3).actions).max() < 1e-5
+    joint = replace(robot, table=JOINT)
+    assert np.abs(robot.act(seen, seed=3).actions - joint.act(seen, seed=3).actions).max() > 1e-4
+
+
+def test_imagining_without_actions_gives_both() -> None:
+    imagined = policy().imagine(observations(1)[0], seed=1)
+    assert imagined.video.shape == (len(tiny.OFFSETS), tiny.LAYOUT.height, tiny.LAYOUT.width, 3)
+    assert imagined.video.dtype == np.uint8
+    assert imagined.video.std() > 1
+    assert imagined.actions.shape == (tiny.HORIZON, 3)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_given_actions_are_followed_and_returned_untouched(index: int) -> None:
+    robot, seen = policy(index, trained()), observations(1, index)[0]
+    own = robot.imagine(seen, seed=1)
+    given = own.actions.copy()
+    again = robot.imagine(seen, actions=given, seed=1)
+    assert again.actions is not own.actions
+    assert np.array_equal(again.actions, own.actions)
+    assert np.array_equal(given, own.actions)
+    assert (again.video != own.video).mean() < 0.01  # the same actions, the same future
+    other = robot.imagine(seen, actions=given + 3, seed=1)
+    assert np.array_equal(other.actions, given + 3)
+    assert (other.video != own.video).mean() > 0.05
+
+
+def test_an_imagined_batch_keeps_its_actions_apart() -> None:
+    robot, seen = policy(), observations(2)
+    actions = np.stack([robot.act(x).actions for x in seen])
+    both = robot.imagine_batch(seen, actions, [0, 1])
+    for i in range(2):
+        alone = robot.imagine(seen[i], actions=actions[i], seed=i)
+        assert np.abs(alone.video.astype(int) - both[i].video).max() <= 1
+
+
+@pytest.mark.parametrize("table", [VIDEO_FIRST, UNCOUPLED], ids=lambda table: table.name)
+def test_actions_that_could_not_matter_are_refused(table: str) -> None:
+    robot, seen = replace(policy(), table=table), observations(1)[0]
+    assert robot.imagine(seen).video.std() > 1
+    with pytest.raises(ValueError, match="the future does not see actions"):
+        robot.imagine(seen, actions=np.zeros((tiny.HORIZON, 3), np.float32))
+
+
+def test_a_table_without_future_imagines_nothing() -> None:
+    robot = replace(policy(), table=ACTION_ONLY)
+    assert robot.act(observations(1)[0]).actions.shape == (tiny.HORIZON, 3)
+    with pytest.raises(ValueError, match="ACTION_ONLY has no group future"):
+        robot.imagine(observations(1)[0])
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (np.zeros((tiny.HORIZON + 1, 3), np.float32), "imagine needs 4 actions, not 5"),
+        (np.zeros((tiny.HORIZON, 2), np.float32), r"must end in the 3 of .* not shape \(1, 4, 2\)"),
+        (np.full((tiny.HORIZON, 3), np.nan, np.float32), "x is nan"),
+    ],
+)
+def test_actions_that_do_not_fit_are_refused(actions: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        policy().imagine(observations(1)[0], actions=actions)
+    assert "\n" not in str(caught.value)
+
+
+SEEN = tiny.observation()
+IMAGES = dict(SEEN.images)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": {name: IMAGES[name] for name in ("front", "wrist_left")}}, "wrist_right"),
+        ({"images": {**IMAGES, "top": IMAGES["front"]}}, "top"),
+        (
+            {"images": {**IMAGES, "front": IMAGES["front"][::2]}},
+            "camera front must give 32x48x3 .*not 16x48x3",
+        ),
+        (
+            {"images": {**IMAGES, "front": IMAGES["front"] / 255}},
+            "camera front must give .* not 32x48x3 float64",
+        ),
+        ({"state": np.zeros(4, np.float32)}, r"state must be the 3 of .*not shape \(4,\)"),
+        ({"state": np.array([0, np.inf, 0], np.float32)}, "y is inf"),
+        ({"state": np.array([np.nan, 0, 0], np.float32)}, "x is nan"),
+        ({"instruction": ""}, "instruction has 0 words"),
+        (
+            {"instruction": "one two three four five six seven"},
+            "instruction has 7 words, this model reads 1 to 6",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        policy().act(replace(SEEN, **change))
+    assert "\n" not in str(caught.value)
+
+
+def test_every_observation_needs_a_seed() -> None:
+    with pytest.raises(ValueError, match="3 observations need as many seeds, not 2"):
+        policy().act_batch(observations(3), [0, 1])
+
+
+def test_the_noise_of_a_robot_belongs_to_seed_and_group() -> None:
+    robot = policy(1)
+    encoded = robot.encode(observations(2, 1))
+    both = robot._noise({Group.ACTION, Group.FUTURE}, encoded, [4, 5])
+    alone = robot._noise({Group.ACTION}, encoded, [9, 5])
+    assert torch.equal(both[Group.ACTION][1], alone[Group.ACTION][1])
+    assert not torch.equal(both[Group.ACTION][0], alone[Group.ACTION][0])
+    assert not both[Group.ACTION][..., 2].any()  # the padded dimension of the smaller robot
+    assert both[Group.ACTION][..., :2].all()
+    assert not torch.equal(both[Group.FUTURE][0].flatten()[:8], both[Group.ACTION][0, :, :2].flatten())
+
+
+def test_padded_dimensions_are_as_in_training_to_the_last_step() -> None:
+    """A new model's velocity is zero where no loss ever reaches it, so that the zeros there stay zeros."""
+    robot = policy(1, trained())
+    values = robot._sample(robot.encode(observations(2, 1)), [Group.ACTION], [0, 1])
+    assert not values[Group.ACTION][..., 2].any()
+
+
+def test_a_run_is_opened_at_its_newest_checkpoint(tmp_path: Path) -> None:
+    old, new = tiny.checkpoint(seed=0), tiny.checkpoint(seed=1)
+    save(old, tmp_path / "step_00000009")
+    save(new, tmp_path / "step_00000010")
+    seen = observations(1)[0]
+    loaded = Policy.load(tmp_path, robot="robot_0")
+    assert np.array_equal(loaded.act(seen).actions, policy(0, new).act(seen).actions)
+    earlier = Policy.load(str(tmp_path / "step_00000009"), robot="robot_0")
+    assert np.array_equal(earlier.act(seen).actions, policy(0, old).act(seen).actions)
+    with pytest.raises(ValueError, match="trained on robot_0, robot_1; name one of them"):
+        Policy.load(tmp_path)
+    with pytest.raises(ValueError, match="not 'robot_9'"):
+        Policy.load(tmp_path, robot="robot_9")
+
+
+def test_a_policy_without_future_frames_acts() -> None:
+    blind = tiny.checkpoint(window=Window(action_horizon=tiny.HORIZON, future_offsets=()), table=ACTION_ONLY)
+    assert policy(0, blind).act(observations(1)[0]).actions.shape == (tiny.HORIZON, 3)

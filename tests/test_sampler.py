@@ -1,0 +1,205 @@
+"""Sampling by plan and context, against a slow twin that knows neither and recomputes everything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from actwam import flow
+from actwam.model.transformer import GroupInput, WorldActionTransformer
+from actwam.sampler import Sampling, sample
+from actwam.tokens import ACTION_CENTERED, BIDIRECTIONAL, JOINT, TABLES, UNCOUPLED, VIDEO_FIRST, Table
+from actwam.types import Context, Group
+
+HIST, OBS, STATE, ACT, FUT = Group.HISTORY, Group.OBSERVATION, Group.STATE, Group.ACTION, Group.FUTURE
+Values = dict[Group, Tensor]
+
+# Which noisy groups are denoised together, and in which order, when all are wanted: read off the pictures.
+ORDER = {
+    "ACTION_CENTERED": [[ACT], [FUT]],
+    "JOINT": [[ACT, FUT]],
+    "VIDEO_FIRST": [[FUT], [ACT]],
+    "UNCOUPLED": [[ACT], [FUT]],
+    "ACTION_ONLY": [[ACT]],
+    "BIDIRECTIONAL": [[ACT, FUT]],
+}
+
+
+@pytest.fixture(params=["one", "two"], scope="module")
+def model(request: pytest.FixtureRequest) -> WorldActionTransformer:
+    return tiny.model(request.param)
+
+
+def clean(seed: int = 0) -> Values:
+    return {group: tiny.inputs(seed=seed)[group].value for group in (OBS, STATE)}
+
+
+def noise(seed: int = 3) -> Values:
+    return {group: tiny.inputs(seed=seed)[group].value for group in (ACT, FUT)}
+
+
+def draw(
+    model: WorldActionTransformer,
+    table: Table,
+    wanted: list[Group],
+    given: Mapping[Group, Tensor] | None = None,
+    start: Mapping[Group, Tensor] | None = None,
+    context: Context | None = None,
+) -> tuple[Values, Context | None]:
+    return sample(
+        model,
+        table,
+        given=clean() if given is None else given,
+        noise=noise() if start is None else start,
+        wanted=wanted,
+        text=tiny.text(model),
+        embodiment=tiny.embodiments(),
+        sampling=tiny.SAMPLING,
+        context=context,
+    )
+
+
+@torch.no_grad()
+def slowly(
+    model: WorldActionTransformer, table: Table, order: list[list[Group]], given: Values, start: Values
+) -> Values:
+    """Every step passes all tokens that are there through the model, with no context at all."""
+    values = dict(given)
+    for together in order:
+        values |= {group: start[group] for group in together}
+        levels = {ACT: flow.schedule(3, 5.0).tolist(), FUT: flow.schedule(3, 2.0).tolist()}
+        for step in range(3):
+            sigmas = {group: levels[group][step] if group in together else 0.0 for group in values}
+            inputs = [GroupInput(g, v, torch.full((len(v), 1), sigmas[g])) for g, v in values.items()]
+            velocities = model(inputs, tiny.text(model), tiny.embodiments(), table)
+            for group in together:
+                change = levels[group][step + 1] - levels[group][step]
+                values[group] = values[group] + change * velocities[group]
+    return {group: values[group] for together in order for group in together}
+
+
+def largest_difference(a: Values, b: Values) -> float:
+    assert set(a) == set(b)
+    return max(float((a[group] - b[group]).abs().max()) for group in a)
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
+def test_sampling_with_contexts_equals_recomputing_everything(
+    model: WorldActionTransformer, table: Table
+) -> None:
+    order = ORDER[table.name]
+    fast, _ = draw(model, table, [group for together in order for group in together])
+    assert largest_difference(fast, slowly(model, table, order, clean(), noise())) < 1e-5
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
+def test_acting_equals_the_actions_of_sampling_everything(
+    model: WorldActionTransformer, table: Table
+) -> None:
+    order = ORDER[table.name]
+    everything, _ = draw(model, table, [group for together in order for group in together])
+    acting, _ = draw(model, table, [ACT])
+    assert float((acting[ACT] - everything[ACT]).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("table", [ACTION_CENTERED, JOINT, BIDIRECTIONAL], ids=lambda table: table.name)
+def test_given_actions_shape_the_future_and_are_not_sampled(
+    model: WorldActionTransformer, table: Table
+) -> None:
+    given = {**clean(), ACT: tiny.inputs(seed=8)[ACT].value}
+    before = given[ACT].clone()
+    future, _ = draw(model, table, [FUT], given)
+    assert set(future) == {FUT}
+    assert torch.equal(given[ACT], before)
+    assert largest_difference(future, slowly(model, table, [[FUT]], given, noise())) < 1e-5
+    other, _ = draw(model, table, [FUT], {**given, ACT: before + 1})
+    assert largest_difference(future, other) > 1e-3
+
+
+def test_actions_are_inferred_from_a_given_future(model: WorldActionTransformer) -> None:
+    given = {**clean(), FUT: tiny.inputs(seed=8)[FUT].value}
+    actions, _ = draw(model, VIDEO_FIRST, [ACT], given)
+    assert largest_difference(actions, slowly(model, VIDEO_FIRST, [[ACT]], given, noise())) < 1e-5
+
+
+def test_history_is_encoded_with_the_rest(model: WorldActionTransformer) -> None:
+    given = {HIST: tiny.noise_of(5, 3, tiny.CHANNELS, 2, 2, 4), **clean()}
+    fast, context = draw(model, ACTION_CENTERED, [ACT, FUT], given)
+    assert largest_difference(fast, slowly(model, ACTION_CENTERED, [[ACT], [FUT]], given, noise())) < 1e-5
+    assert context is not None
+    assert set(context.groups) == {HIST, OBS, STATE}
+
+
+def seen_groups(model: WorldActionTransformer, table: Table, wanted: list[Group]) -> list[set[Group]]:
+    """The groups of every call of the model while sampling."""
+    calls: list[set[Group]] = []
+    handle = model.register_forward_pre_hook(lambda _, args: calls.append({item.group for item in args[0]}))
+    try:
+        draw(model, table, wanted)
+    finally:
+        handle.remove()
+    return calls
+
+
+def test_acting_never_shows_the_model_what_the_table_does_not_need(model: WorldActionTransformer) -> None:
+    assert seen_groups(model, ACTION_CENTERED, [ACT]) == [{ACT}] * 3
+    assert seen_groups(model, UNCOUPLED, [ACT]) == [{ACT}] * 3
+    assert seen_groups(model, JOINT, [ACT]) == [{ACT, FUT}] * 3
+    assert seen_groups(model, VIDEO_FIRST, [ACT]) == [{FUT}] * 3 + [{ACT}] * 3
+    assert seen_groups(model, BIDIRECTIONAL, [ACT]) == [{OBS, STATE, ACT, FUT}] * 3
+    assert seen_groups(model, ACTION_CENTERED, [ACT, FUT]) == [{ACT}] * 3 + [{FUT}] * 3
+
+
+@pytest.mark.parametrize(
+    "table", [ACTION_CENTERED, VIDEO_FIRST, UNCOUPLED, JOINT], ids=lambda table: table.name
+)
+def test_a_context_is_reused_and_holds_nothing_that_was_sampled(
+    model: WorldActionTransformer, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, context = draw(model, table, [ACT, FUT])
+    assert context is not None
+    assert set(context.groups) == {OBS, STATE}
+    encoded: list[set[Group]] = []
+    encode = model.encode
+
+    def counted(inputs: list[GroupInput], *rest: object) -> Context:
+        encoded.append({item.group for item in inputs})
+        return encode(inputs, *rest)
+
+    monkeypatch.setattr(model, "encode", counted)
+    again, _ = draw(model, table, [ACT, FUT], context=context)
+    assert largest_difference(first, again) == 0
+    assert not any({OBS, STATE} & groups for groups in encoded)
+
+
+def test_a_context_that_does_not_fit_what_is_given_is_refused(model: WorldActionTransformer) -> None:
+    _, context = draw(model, ACTION_CENTERED, [ACT])
+    with pytest.raises(ValueError, match="differ in observation"):
+        draw(model, ACTION_CENTERED, [ACT], {STATE: clean()[STATE]}, {**noise(), OBS: clean()[OBS]}, context)
+    assert context is not None
+    alone = model.encode([replace(tiny.inputs()[OBS])], tiny.text(model), tiny.embodiments(), ACTION_CENTERED)
+    with pytest.raises(ValueError, match="differ in state"):
+        draw(model, ACTION_CENTERED, [ACT], context=alone)
+
+
+def test_missing_noise_is_refused(model: WorldActionTransformer) -> None:
+    with pytest.raises(ValueError, match="future must be denoised, but has no noise"):
+        draw(model, JOINT, [ACT], start={ACT: noise()[ACT]})
+
+
+def test_neither_noise_nor_given_values_are_changed(model: WorldActionTransformer) -> None:
+    given, start = clean(), noise()
+    draw(model, ACTION_CENTERED, [ACT, FUT], given, start)
+    assert largest_difference(given, clean()) == 0
+    assert largest_difference(start, noise()) == 0
+
+
+def test_levels_are_the_schedule_of_the_group() -> None:
+    sampling = Sampling(num_steps=4, action_shift=5.0, future_shift=1.0)
+    assert sampling.levels(FUT) == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert sampling.levels(ACT) == flow.schedule(4, 5.0).tolist()
