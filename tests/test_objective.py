@@ -180,7 +180,8 @@ def test_masked_mse_is_mse_over_what_weighs() -> None:
 
 def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
     out = noisy(batch(Mode.POLICY, Mode.WORLD))
-    parts = losses(predictions(out), out, ObjectiveConfig(action_weight=3.0, future_weight=0.5))
+    predicted = {group: value.detach() for group, value in predictions(out).items()}
+    parts = losses(predicted, out, ObjectiveConfig(action_weight=3.0, future_weight=0.5))
     assert set(parts) == {"loss", "loss_action", "loss_future"}
     assert float(parts["loss"]) == pytest.approx(
         3 * float(parts["loss_action"]) + float(parts["loss_future"]) / 2

@@ -204,7 +204,16 @@ def test_the_noise_of_a_robot_belongs_to_seed_and_group() -> None:
     assert not torch.equal(both[Group.ACTION][0], alone[Group.ACTION][0])
     assert not both[Group.ACTION][..., 2].any()  # the padded dimension of the smaller robot
     assert both[Group.ACTION][..., :2].all()
-    assert not torch.equal(both[Group.FUTURE][0].flatten()[:8], both[Group.ACTION][0, :, :2].flatten())
+
+
+def test_action_and_future_start_from_different_noise() -> None:
+    """A horizon of 32 makes both of 96 numbers: drawn from one generator, they would be the same."""
+    long = tiny.checkpoint(window=Window(action_horizon=32, future_offsets=tiny.OFFSETS))
+    robot = policy(0, long)
+    noise = robot._noise({Group.ACTION, Group.FUTURE}, robot.encode(observations(2)), [4, 5])
+    action, future = (noise[group].flatten(1) for group in (Group.ACTION, Group.FUTURE))
+    assert action.shape == future.shape == (2, 96)
+    assert (torch.corrcoef(torch.cat([action, future])) - torch.eye(4)).abs().max() < 0.4
 
 
 def test_padded_dimensions_are_as_in_training_to_the_last_step() -> None:

@@ -13,7 +13,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from actwam.model.transformer import GroupInput, TextContext, WorldActionTransformer
+from actwam.model.transformer import GroupInput, TextContext, WorldActionTransformer, _mask
 from actwam.tokens import (
     ACTION_CENTERED,
     ACTION_ONLY,
@@ -22,6 +22,7 @@ from actwam.tokens import (
     TABLES,
     UNCOUPLED,
     VIDEO_FIRST,
+    Segment,
     Table,
 )
 from actwam.types import Context, Group
@@ -361,6 +362,9 @@ def test_a_model_first_used_while_acting_can_be_trained() -> None:
     inputs = tiny.inputs()
     with torch.inference_mode():
         run(model, VIDEO_FIRST, inputs.values())
+        mask = _mask(VIDEO_FIRST, (Segment(ACT, 5), Segment(FUT, 7)), 0, torch.device("cpu"))
+    assert mask is not None
+    assert not mask.is_inference()
     out = run(model, VIDEO_FIRST, inputs.values())
     (out[ACT].sum() + out[FUT].sum()).backward()
     with torch.autocast("cpu", torch.bfloat16):

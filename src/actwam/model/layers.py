@@ -15,20 +15,6 @@ ROPE_THETA = 10_000.0
 
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)  # kept for training too, wherever it was first needed
-def _angles(positions: tuple[tuple[float, ...], ...], head_width: int, device: torch.device) -> Tensor:
-    """Rotary angles of n tokens as unit complex numbers (n, head_width / 2), computed in float64."""
-    axes = len(positions[0])
-    side = 2 * (head_width // 6)
-    widths = (head_width,) if axes == 1 else (head_width - 2 * side, side, side)
-    place = torch.tensor(positions, dtype=torch.float64)
-    angles = [
-        torch.outer(place[:, i], ROPE_THETA ** -(torch.arange(0, width, 2, dtype=torch.float64) / width))
-        for i, width in enumerate(widths)
-    ]
-    angle = torch.cat(angles, dim=1)
-    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).to(device)
-
-
 def visual_rope(
     first_frame: int, frames: int, height: int, width: int, head_width: int, device: torch.device
 ) -> Tensor:
@@ -37,18 +23,24 @@ def visual_rope(
     The head is split over time, row and column in the ratio of Wan: `head_width - 4 * (head_width // 6)` for time and
     `2 * (head_width // 6)` each for row and column. The present frame stands at time 0, the past before it.
     """
-    grid = tuple(
-        (float(first_frame + t), float(y), float(x))
-        for t in range(frames)
-        for y in range(height)
-        for x in range(width)
-    )
-    return _angles(grid, head_width, device)
+    side = 2 * (head_width // 6)
+    axes = (torch.arange(first_frame, first_frame + frames), torch.arange(height), torch.arange(width))
+    grid = torch.cartesian_prod(*axes).double()
+    widths = (head_width - 2 * side, side, side)
+    return torch.cat([_angles(place, n) for place, n in zip(grid.T, widths, strict=True)], dim=1).to(device)
 
 
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)
 def step_rope(first_step: int, steps: int, head_width: int, device: torch.device) -> Tensor:
     """1-D rotary embedding over the whole head. The state stands at step 0, actions at 1..K: (n, head_width / 2)."""
-    return _angles(tuple((float(first_step + i),) for i in range(steps)), head_width, device)
+    return _angles(torch.arange(first_step, first_step + steps).double(), head_width).to(device)
+
+
+def _angles(place: Float[Tensor, "n"], width: int) -> Tensor:
+    """Unit complex numbers (n, width / 2) at angles place / theta^(2i / width), computed in float64."""
+    angle = torch.outer(place, ROPE_THETA ** -(torch.arange(0, width, 2, dtype=torch.float64) / width))
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
 
 
 def rotate(x: Float[Tensor, "... G"], rope: Tensor) -> Float[Tensor, "... G"]:

@@ -115,9 +115,8 @@ class WorldActionTransformer(nn.Module):
         self.apply(_initialise)
         nn.init.zeros_(self.patch_head.weight)
         nn.init.zeros_(self.action_decoder.last.weight)
-        nn.init.zeros_(
-            self.action_decoder.last.bias
-        )  # no loss reaches padded dimensions: their velocity stays 0
+        # no loss reaches the padded dimensions of a robot: their velocity is zero, and stays it
+        nn.init.zeros_(self.action_decoder.last.bias)
 
     def text_context(self, text: Float[Tensor, "B M E"]) -> TextContext:
         """Cross-attention keys and values of every layer and expert for B embedded instructions.

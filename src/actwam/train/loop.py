@@ -145,8 +145,8 @@ def train_step(
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), stage.grad_clip)
     if not bool(torch.isfinite(norm)):
         raise ValueError(
-            f"stage {stage.name}: loss {float(parts['loss'])} with gradient norm {float(norm)} at step "
-            f"{step} (seed {stage.seed}); the weights are unchanged: lower the learning rate or check the data"
+            f"stage {stage.name}: loss {parts['loss'].item()} with gradient norm {norm.item()} at step "
+            f"{step} (seed {stage.seed}); the weights are unchanged; check the data or lower the learning rate"
         )
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(stage, step)
