@@ -42,9 +42,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 def sign(folder: Path) -> None:
     """Make the manifest fit again, as somebody who tampers with a checkpoint would."""
     names = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"]
-    hashes = {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in names
-    }
+    hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
     (folder / "manifest.json").write_text(json.dumps(hashes))
 
 
@@ -205,9 +203,7 @@ def test_a_file_that_is_no_safetensors_is_refused(folder: Path) -> None:
         (lambda c: c["model"]["experts"].pop(), "exactly one expert"),
     ],
 )
-def test_a_config_that_does_not_fit_is_refused(
-    folder: Path, change: Callable[[Any], object], message: str
-) -> None:
+def test_a_config_that_does_not_fit_is_refused(folder: Path, change: Callable[[Any], object], message: str) -> None:
     edit(folder / "config.json", change)
     sign(folder)
     said = refusal(folder)

@@ -56,7 +56,7 @@ def test_results_hold_every_number(folder: Path) -> None:
     assert results["latency_ms"]["joint"]["tokens_denoised"] > results["latency_ms"]["action_only"]["tokens_denoised"]
     assert all(seconds > 0 for seconds in results["seconds"].values())
     page = (folder / "report.html").read_text()
-    assert page.startswith("<!DOCTYPE html>") or page.startswith("<!doctype html>")
+    assert page.startswith(("<!DOCTYPE html>", "<!doctype html>"))
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 

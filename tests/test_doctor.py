@@ -141,9 +141,7 @@ def test_installing_that_fails_says_what_apt_said(apt_get: Callable[[int], Path]
         doctor.install_rendering()
 
 
-def test_fix_installs_and_looks_again(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fix_installs_and_looks_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found = iter([rendering(False), rendering(True)])
     monkeypatch.setattr(doctor, "diagnose", lambda folder: next(found))
     monkeypatch.setattr(doctor, "install_rendering", lambda: None)
@@ -171,7 +169,5 @@ def test_fix_installs_nothing_for_another_trouble(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_check_that_is_not_needed_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        doctor, "diagnose", lambda folder: [Check("rendering by osmesa", False, "", "", False)]
-    )
+    monkeypatch.setattr(doctor, "diagnose", lambda folder: [Check("rendering by osmesa", False, "", "", False)])
     assert doctor.run_doctor(fix=True, as_json=False) == 0

@@ -56,9 +56,7 @@ def test_a_shift_that_is_not_positive_is_refused(k: float) -> None:
 
 
 def test_training_levels_are_uniform_then_shifted_and_follow_the_generator() -> None:
-    first, again, other = (
-        flow.sample_sigma(20_000, 5.0, torch.Generator().manual_seed(s)) for s in (3, 3, 4)
-    )
+    first, again, other = (flow.sample_sigma(20_000, 5.0, torch.Generator().manual_seed(s)) for s in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.min() >= 0

@@ -102,8 +102,7 @@ def find_cycle(trees: dict[str, ast.Module]) -> list[str]:
         graph[module] = {
             known
             for known in trees
-            if any(f"{name}.".startswith(f"{known}.") for name in imported)
-            and not f"{module}.".startswith(f"{known}.")
+            if any(f"{name}.".startswith(f"{known}.") for name in imported) and not f"{module}.".startswith(f"{known}.")
         }
     try:
         TopologicalSorter(graph).prepare()

@@ -33,9 +33,7 @@ def pickles(source: str) -> list[str]:
         f"{node.lineno}: import {module}"
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
-        for module in (
-            [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-        )
+        for module in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
         if module.split(".")[0] in FORBIDDEN_MODULES
     }
     for node in ast.walk(tree):
@@ -44,11 +42,7 @@ def pickles(source: str) -> list[str]:
             name = ".".join(filter(None, (names.get(root, root), rest)))
             if any(f"{name}.".startswith(f"{forbidden}.") for forbidden in FORBIDDEN_NAMES):
                 found.add(f"{node.lineno}: {name}")
-        if (
-            isinstance(node, ast.keyword)
-            and node.arg == "allow_pickle"
-            and ast.unparse(node.value) != "False"
-        ):
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
             found.add(f"{node.value.lineno}: allow_pickle")
     return sorted(found)
 

@@ -146,9 +146,7 @@ def test_padding_and_steps_past_the_end_carry_exactly_no_loss_and_no_gradient() 
     valid = torch.ones(2, tiny.HORIZON, 3, dtype=torch.bool)
     valid[0, 2:] = False
     valid[1, :, 2] = False
-    made = batch(
-        Mode.POLICY, Mode.POLICY, action_valid=valid, future_valid=torch.tensor([[True, False], [True, True]])
-    )
+    made = batch(Mode.POLICY, Mode.POLICY, action_valid=valid, future_valid=torch.tensor([[True, False], [True, True]]))
     out = noisy(made)
     predicted = predictions(out)
     before = losses(predicted, out, CONFIG)
@@ -183,9 +181,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
     predicted = {group: value.detach() for group, value in predictions(out).items()}
     parts = losses(predicted, out, ObjectiveConfig(action_weight=3.0, future_weight=0.5))
     assert set(parts) == {"loss", "loss_action", "loss_future"}
-    assert float(parts["loss"]) == pytest.approx(
-        3 * float(parts["loss_action"]) + float(parts["loss_future"]) / 2
-    )
+    assert float(parts["loss"]) == pytest.approx(3 * float(parts["loss_action"]) + float(parts["loss_future"]) / 2)
     video = noisy(batch(Mode.VIDEO))
     assert set(losses(predictions(video), video, CONFIG)) == {"loss", "loss_future"}
 

@@ -89,18 +89,14 @@ def largest_difference(a: Values, b: Values) -> float:
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
-def test_sampling_with_contexts_equals_recomputing_everything(
-    model: WorldActionTransformer, table: Table
-) -> None:
+def test_sampling_with_contexts_equals_recomputing_everything(model: WorldActionTransformer, table: Table) -> None:
     order = ORDER[table.name]
     fast, _ = draw(model, table, [group for together in order for group in together])
     assert largest_difference(fast, slowly(model, table, order, clean(), noise())) < 1e-5
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
-def test_acting_equals_the_actions_of_sampling_everything(
-    model: WorldActionTransformer, table: Table
-) -> None:
+def test_acting_equals_the_actions_of_sampling_everything(model: WorldActionTransformer, table: Table) -> None:
     order = ORDER[table.name]
     everything, _ = draw(model, table, [group for together in order for group in together])
     acting, _ = draw(model, table, [ACT])
@@ -108,9 +104,7 @@ def test_acting_equals_the_actions_of_sampling_everything(
 
 
 @pytest.mark.parametrize("table", [ACTION_CENTERED, JOINT, BIDIRECTIONAL], ids=lambda table: table.name)
-def test_given_actions_shape_the_future_and_are_not_sampled(
-    model: WorldActionTransformer, table: Table
-) -> None:
+def test_given_actions_shape_the_future_and_are_not_sampled(model: WorldActionTransformer, table: Table) -> None:
     given = {**clean(), ACT: tiny.inputs(seed=8)[ACT].value}
     before = given[ACT].clone()
     future, _ = draw(model, table, [FUT], given)
@@ -155,9 +149,7 @@ def test_acting_never_shows_the_model_what_the_table_does_not_need(model: WorldA
     assert seen_groups(model, ACTION_CENTERED, [ACT, FUT]) == [{ACT}] * 3 + [{FUT}] * 3
 
 
-@pytest.mark.parametrize(
-    "table", [ACTION_CENTERED, VIDEO_FIRST, UNCOUPLED, JOINT], ids=lambda table: table.name
-)
+@pytest.mark.parametrize("table", [ACTION_CENTERED, VIDEO_FIRST, UNCOUPLED, JOINT], ids=lambda table: table.name)
 def test_a_context_is_reused_and_holds_nothing_that_was_sampled(
     model: WorldActionTransformer, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,9 +76,7 @@ def config(experts: tuple[ExpertConfig, ...] | str = "one", **changes: Any) -> T
     return TransformerConfig(**fields)
 
 
-def model(
-    experts: tuple[ExpertConfig, ...] | str = "one", seed: int = 0, **changes: Any
-) -> WorldActionTransformer:
+def model(experts: tuple[ExpertConfig, ...] | str = "one", seed: int = 0, **changes: Any) -> WorldActionTransformer:
     """A model without a zero weight: as it is initialised, most of it would not show in the output."""
     torch.manual_seed(seed)
     made = WorldActionTransformer(config(experts, **changes))
@@ -102,9 +100,7 @@ def inputs(B: int = 3, sigma: float | Mapping[Group, float] = 0.6, seed: int = 0
     }
     levels = sigma if isinstance(sigma, Mapping) else {Group.ACTION: sigma, Group.FUTURE: sigma}
     return {
-        group: GroupInput(
-            group, noise_of(10 * seed + i, *shape), torch.full((B, 1), float(levels.get(group, 0.0)))
-        )
+        group: GroupInput(group, noise_of(10 * seed + i, *shape), torch.full((B, 1), float(levels.get(group, 0.0))))
         for i, (group, shape) in enumerate(shapes.items())
     }
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from actwam.data.loader import Window
 from actwam.data.partial import partial_folder
-from actwam.data.transforms import RobotTransform
+from actwam.data.transforms import FutureTransform, RobotTransform
 from actwam.model.codec import PatchPCACodec
 from actwam.model.config import TransformerConfig
 from actwam.model.text import HashedWords
@@ -52,6 +52,7 @@ class Checkpoint:
     robots: tuple[RobotTransform, ...]
     window: Window
     sampling: Sampling
+    future: FutureTransform = FutureTransform()
     trained: Mapping[str, Any]
     digest: str | None = None
     """SHA-256 of the manifest it was read from: one hash of everything in the folder."""
@@ -62,9 +63,7 @@ class Checkpoint:
         if name is None and len(self.robots) == 1:
             return self.robots[0]
         if name not in names:
-            raise ValueError(
-                f"this checkpoint was trained on {', '.join(names)}; name one of them, not {name!r}"
-            )
+            raise ValueError(f"this checkpoint was trained on {', '.join(names)}; name one of them, not {name!r}")
         return self.robots[names.index(name)]
 
 
@@ -122,13 +121,11 @@ def load(folder: Path) -> Checkpoint:
             text=HashedWords(**config["text"]),
             table=TABLES[config["table"]],
             robots=tuple(
-                RobotTransform.from_json(robot, norm_stats[robot["embodiment"]["name"]])
-                for robot in config["robots"]
+                RobotTransform.from_json(robot, norm_stats[robot["embodiment"]["name"]]) for robot in config["robots"]
             ),
-            window=Window(
-                action_horizon=window["action_horizon"], future_offsets=tuple(window["future_offsets"])
-            ),
+            window=Window(action_horizon=window["action_horizon"], future_offsets=tuple(window["future_offsets"])),
             sampling=Sampling(**config["sampling"]),
+            future=FutureTransform(config["future"] and tuple(config["future"])),
             trained=config["trained"],
             digest=_sha256(folder / "manifest.json"),
         )
@@ -169,9 +166,7 @@ def verify(folder: Path) -> None:
             raise ValueError(f"{folder / name}: missing; the checkpoint is incomplete, use another")
         if expected.get(name) != found[name]:
             what = "changed since it was written" if name in expected else "not part of the checkpoint"
-            raise ValueError(
-                f"{folder / name}: {what} (SHA-256 against manifest.json); use another checkpoint"
-            )
+            raise ValueError(f"{folder / name}: {what} (SHA-256 against manifest.json); use another checkpoint")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -214,6 +209,7 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
         "robots": [robot.to_json() for robot in checkpoint.robots],
         "window": asdict(checkpoint.window),
         "sampling": asdict(checkpoint.sampling),
+        "future": checkpoint.future.scale,
         "trained": dict(checkpoint.trained),
     }
 

@@ -6,13 +6,16 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+from tyro.conf import Positional
 
 from actwam.console import print_numbers, progress_bars, stderr
 
-Positional = tyro.conf.Positional
+if TYPE_CHECKING:
+    from actwam.train.config import Recipe
+
 Json = Annotated[bool, tyro.conf.arg(name="json")]
 Scene = Literal["clean", "randomized"]
 
@@ -313,7 +316,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
 }
 
 
-def find_recipe(name: str):  # noqa: ANN201
+def find_recipe(name: str) -> Recipe:
     """Call a recipe by name. Raises ValueError when there is no such module or function."""
     module, _, function = name.rpartition(":") if ":" in name else f"actwam.recipes.{name}".rpartition(".")
     try:

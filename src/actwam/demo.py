@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +77,16 @@ DEMO = DemoSettings(
     collections={
         "general": Collection(tasks=GENERAL, episodes=1, first_seed=0),
         "adapt": Collection(tasks=TARGETS, episodes=6, first_seed=1_000, action_noise=0.3),
-        "demos": Collection(tasks=TARGETS, episodes=15, first_seed=2_000),
+        "demos": Collection(tasks=TARGETS, episodes=20, first_seed=2_000),
         "heldout": Collection(tasks=TARGETS, episodes=2, first_seed=3_000),
     },
-    steps=(120, 150, 800),
+    steps=(90, 110, 750),
     tasks=TARGETS,
     eval_episodes=20,
     randomized_episodes=10,
     first_eval_seed=1_000_000,
     execute_horizon=8,
-    max_steps=300,
+    max_steps=500,
     windows=64,
     latency_repeats=50,
 )
@@ -115,30 +116,21 @@ def run_demo(out: Path, settings: DemoSettings, progress: Progress) -> Path:
     Raises ValueError when `out` was made with other settings, and when a dataset does not pass its check.
     """
     way = Way(out, settings)
+    recipe = settings.recipe()
     data = {name: out / "data" / name for name in settings.collections}
     for name, collection in settings.collections.items():
-        way.step(f"collect {name}", lambda n=name, c=collection: _collect(data[n], n, c, progress))
-    recipe = settings.recipe()
+        way.step(f"collect {name}", partial(_collect, data[name], name, collection, progress))
     for name, folder in data.items():
-        way.step(
-            f"check {name}", lambda n=name, f=folder: _check(f, n, recipe.window.action_horizon, progress)
-        )
+        way.step(f"check {name}", partial(_check, folder, name, recipe.window.action_horizon, progress))
     run = Run(out=out / "train", cache=out / "cache", resume=True, progress=progress)
     for stage in recipe.stages:
-        way.step(
-            f"train {stage.name}", lambda s=stage: {"folder": str(train(recipe, data, run, only=s.name).name)}
-        )
+        way.step(f"train {stage.name}", partial(_train, recipe, data, run, stage.name))
     policy = Policy.load(out / "train" / f"{len(recipe.stages)}-{recipe.stages[-1].name}")
     heldout = LeRobotDataset.open(data["heldout"])
-    for scene, episodes in (
-        (Scene.CLEAN, settings.eval_episodes),
-        (Scene.RANDOMIZED, settings.randomized_episodes),
-    ):
-        way.step(
-            f"evaluate {scene}", lambda s=scene, n=episodes: _evaluate(policy, out, settings, s, n, progress)
-        )
-    way.step("imagine", lambda: _imagine(policy, heldout, out / "imagine", settings.windows))
-    way.step("latency", lambda: _latency(policy, heldout, settings.latency_repeats))
+    for scene, episodes in ((Scene.CLEAN, settings.eval_episodes), (Scene.RANDOMIZED, settings.randomized_episodes)):
+        way.step(f"evaluate {scene}", partial(_evaluate, policy, out, settings, scene, episodes, progress))
+    way.step("imagine", partial(_imagine, policy, heldout, out / "imagine", settings.windows))
+    way.step("latency", partial(_latency, policy, heldout, settings.latency_repeats))
     observation = observation_at(heldout, policy.robot, 0, 0)
     _write(out / "results.json", _results(way, policy, observation, settings, recipe))
     return write_report(out)
@@ -197,6 +189,10 @@ def _check(folder: Path, name: str, action_horizon: int, progress: Progress) -> 
     if errors:
         raise ValueError(f"{errors[0]} ({len(errors)} errors in all: actwam check {folder})")
     return report.to_json()
+
+
+def _train(recipe: Recipe, data: Mapping[str, Path], run: Run, stage: str) -> str:
+    return train(recipe, data, run, only=stage).name
 
 
 def _evaluate(
@@ -262,7 +258,7 @@ def _results(
         "model": {
             "parameters": int(sum(np.prod(p.shape) for p in model.parameters())),
             "table": policy.table.name,
-            "tokens": {group: length for group, length in group_lengths(policy, observation).items()},
+            "tokens": group_lengths(policy, observation),
         },
         "provenance": provenance(),
     }
@@ -270,6 +266,6 @@ def _results(
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:
     """Whole or not at all: a step is finished when its file is there."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    new = path.with_suffix(".partial")
+    new.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    new.replace(path)

@@ -128,9 +128,7 @@ def check_rendering() -> list[Check]:
     works = any(ok for _, ok, _ in results)
     fix = "" if works else _rendering_fix()
     return [
-        Check(
-            f"rendering by {backend or 'the system'}", ok, detail, "" if ok else fix, needed=ok or not works
-        )
+        Check(f"rendering by {backend or 'the system'}", ok, detail, "" if ok else fix, needed=ok or not works)
         for backend, ok, detail in results
     ]
 
@@ -181,9 +179,7 @@ def install_rendering() -> None:
     for arguments in (["update"], ["install", "-y", "--no-install-recommends", *APT_PACKAGES]):
         done = subprocess.run(["apt-get", "-qq", *arguments], env=environment, capture_output=True, text=True)
         if done.returncode != 0:
-            raise ValueError(
-                f"apt-get {arguments[0]} failed ({_last_line(done.stderr)}): {install_command()}"
-            )
+            raise ValueError(f"apt-get {arguments[0]} failed ({_last_line(done.stderr)}): {install_command()}")
 
 
 def run_doctor(fix: bool, as_json: bool, folder: Path = Path(".")) -> int:
@@ -227,9 +223,7 @@ def _rendering_fix() -> str:
 def run_probe(source: str, backend: str) -> tuple[bool, str]:
     """Run `source` in a child process with this `MUJOCO_GL`: whether it succeeded, and its last words."""
     # MuJoCo leaves its choice in PYOPENGL_PLATFORM, and then refuses any other in the children.
-    environment = {
-        key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")
-    }
+    environment = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
     if backend:
         environment["MUJOCO_GL"] = backend
     try:

@@ -27,7 +27,7 @@ class ObjectiveConfig:
     action_shift: float = 5.0
     future_shift: float = 2.0
     future_share: float = 1.0
-    """Share of the batches that carry the future. The others teach the action alone, at a fraction of the cost."""
+    """Share of the batches that carry the future. The others teach the action alone, at less cost."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class NoisyBatch:
     has it.
 
     `present[group]` is False for samples in which the group does not exist; `weighs[group]` marks the
-    elements that count in the loss, broadcastable to the group's value.
+    elements that count in the loss, broadcastable to the group's value, for the groups that anything counts in.
     """
 
     values: dict[Group, Float[Tensor, "B ..."]]
@@ -53,7 +53,8 @@ def add_noise(batch: Batch, config: ObjectiveConfig, generator: torch.Generator)
     All random numbers come from `generator` (on the CPU) in a fixed order, whatever the modes are.
     """
     B = len(batch.modes)
-    alone = bool(torch.rand((), generator=generator) >= config.future_share) and set(batch.modes) == {Mode.POLICY}
+    dropped = bool(torch.rand((), generator=generator) >= config.future_share)
+    alone = dropped and set(batch.modes) == {Mode.POLICY}
     observation, future = batch.latents[:, :, :1], batch.latents[:, :, 1:]
     draws = {
         Group.ACTION: (batch.action, config.action_shift, NOISY_ACTION),
@@ -79,15 +80,13 @@ def add_noise(batch: Batch, config: ObjectiveConfig, generator: torch.Generator)
         Group.ACTION: batch.action_valid & _modes(batch, NOISY_ACTION)[:, None, None],
         Group.FUTURE: (batch.future_valid & _modes(batch, NOISY_FUTURE)[:, None])[:, None, :, None, None],
     }
-    keep = [
-        group for group in (Group.OBSERVATION, Group.STATE, Group.ACTION, Group.FUTURE) if group not in absent
-    ]
+    keep = [group for group in (Group.OBSERVATION, Group.STATE, Group.ACTION, Group.FUTURE) if group not in absent]
     return NoisyBatch(
         values={group: values[group] for group in keep},
         sigmas={group: sigmas[group] for group in keep},
         targets={group: target for group, target in targets.items() if group in keep},
         present={group: who for group, who in present.items() if group in keep and not who.all()},
-        weighs={group: mask for group, mask in weighs.items() if group in keep},
+        weighs={group: weighs[group] for group in keep if group in draws and draws[group][2] & set(batch.modes)},
     )
 
 
@@ -105,14 +104,12 @@ def masked_mse(
 def losses(
     velocities: dict[Group, Float[Tensor, "B ..."]], noisy: NoisyBatch, config: ObjectiveConfig
 ) -> dict[str, Float[Tensor, ""]]:
-    """`loss`, the weighted sum, and its parts `loss_action` and `loss_future`, unweighted, for the groups
-    present.
+    """`loss`, the weighted sum, and its parts `loss_action` and `loss_future`, unweighted, for the groups that the
+    batch teaches.
     """
     weights = {Group.ACTION: config.action_weight, Group.FUTURE: config.future_weight}
     parts = {
-        group: masked_mse(velocities[group], noisy.targets[group], noisy.weighs[group])
-        for group in weights
-        if group in velocities
+        group: masked_mse(velocities[group], noisy.targets[group], weighs) for group, weighs in noisy.weighs.items()
     }
     total = sum((weights[group] * part for group, part in parts.items()), start=torch.zeros(()))
     return {"loss": total, **{f"loss_{group}": part for group, part in parts.items()}}

@@ -103,23 +103,19 @@ class Policy:
         given = {}
         if actions is not None:
             if Group.ACTION not in self.table.reach(Group.FUTURE):
-                raise ValueError(
-                    f"table {self.table.name}: the future does not see actions, so give none to imagine"
-                )
+                raise ValueError(f"table {self.table.name}: the future does not see actions, so give none to imagine")
             horizon = self.checkpoint.window.action_horizon
             if actions.shape[1] != horizon:
                 raise ValueError(f"imagine needs {horizon} actions, not {actions.shape[1]}")
             model_actions = self.robot.model_action(np.asarray(actions, np.float32), encoded.states)
             given[Group.ACTION] = torch.from_numpy(model_actions).to(self.device)
         encoded = Encoded({**encoded.given, **given}, encoded.text, encoded.states)
-        values = self._sample(
-            encoded, [group for group in (Group.ACTION, Group.FUTURE) if group not in given], seeds
-        )
-        videos = self.checkpoint.codec.decode(values[Group.FUTURE].cpu()).numpy()
+        values = self._sample(encoded, [group for group in (Group.ACTION, Group.FUTURE) if group not in given], seeds)
+        present = encoded.given[Group.OBSERVATION]
+        latents = self.checkpoint.future.denormalize(values[Group.FUTURE], present)
+        videos = self.checkpoint.codec.decode(latents.cpu()).numpy()
         if actions is None:
-            actions = np.stack(
-                [chunk.actions for chunk in self._chunks(values[Group.ACTION], encoded.states)]
-            )
+            actions = np.stack([chunk.actions for chunk in self._chunks(values[Group.ACTION], encoded.states)])
         return [Imagination(video, chunk) for video, chunk in zip(videos, actions, strict=True)]
 
     def encode(self, observations: Sequence[Observation]) -> Encoded:
@@ -128,9 +124,7 @@ class Policy:
         pictures = torch.from_numpy(np.stack([picture for picture, _ in prepared]))
         given = {
             Group.OBSERVATION: self.checkpoint.codec.encode(pictures).to(self.device),
-            Group.STATE: torch.from_numpy(np.stack([state for _, state in prepared]))[:, None].to(
-                self.device
-            ),
+            Group.STATE: torch.from_numpy(np.stack([state for _, state in prepared]))[:, None].to(self.device),
         }
         states = np.stack([observation.state for observation in observations])
         return Encoded(given, self._text([observation.instruction for observation in observations]), states)
@@ -175,9 +169,7 @@ class Policy:
         }
         rows = {
             group: [
-                torch.randn(
-                    shapes[group], generator=torch.Generator().manual_seed(2 * seed + (group is Group.FUTURE))
-                )
+                torch.randn(shapes[group], generator=torch.Generator().manual_seed(2 * seed + (group is Group.FUTURE)))
                 for seed in seeds
             ]
             for group in groups

@@ -52,9 +52,7 @@ def sample(
     stages, values, reusable = plan(table, wanted, given), dict(given), context
     missing = {group for stage in stages for group in stage.denoise} - set(noise)
     if missing:
-        raise ValueError(
-            f"table {table.name}: {', '.join(sorted(missing))} must be denoised, but has no noise"
-        )
+        raise ValueError(f"table {table.name}: {', '.join(sorted(missing))} must be denoised, but has no noise")
     _require_fitting(context, table, given)
     for stage in stages:
         new = [group for group in Group if group in stage.encode - set(context.groups if context else ())]

@@ -70,9 +70,7 @@ class Table:
         names = {group: word for word, group in _HEADER.items() if group in self.sees}
         lines = [" " * 13 + " ".join(names.values())]
         for query in names:
-            marks = [
-                ("x" if key in self.sees[query] else " ").ljust(len(word)) for key, word in names.items()
-            ]
+            marks = [("x" if key in self.sees[query] else " ").ljust(len(word)) for key, word in names.items()]
             lines.append(f"{query:<13}{' '.join(marks)}".rstrip())
         return "\n".join(lines)
 
@@ -130,10 +128,7 @@ BIDIRECTIONAL = Table.parse("BIDIRECTIONAL", """
     future        x  x  x   x
 """)  # fmt: skip
 
-TABLES = {
-    table.name: table
-    for table in (ACTION_CENTERED, JOINT, VIDEO_FIRST, UNCOUPLED, ACTION_ONLY, BIDIRECTIONAL)
-}
+TABLES = {table.name: table for table in (ACTION_CENTERED, JOINT, VIDEO_FIRST, UNCOUPLED, ACTION_ONLY, BIDIRECTIONAL)}
 
 
 @dataclass(frozen=True)
@@ -200,11 +195,7 @@ def plan(table: Table, wanted: Iterable[Group], given: Iterable[Group]) -> tuple
             component
             for group in sorted(remaining)
             if table.reach(group) & remaining
-            <= (
-                component := frozenset(
-                    g for g in remaining if group in table.reach(g) and g in table.reach(group)
-                )
-            )
+            <= (component := frozenset(g for g in remaining if group in table.reach(g) and g in table.reach(group)))
         )
         settled = frozenset(group for group in finished if not table.reach(group) & remaining)
         seen = frozenset().union(*(table.reach(group) for group in together))

@@ -110,9 +110,7 @@ FAULTS = {
         "observation.state",
         opens=True,
     ),
-    "zero range": Fault(
-        constant_action, INFO, "dy is 0.5 in all 100 rows: zero range", key="action", opens=True
-    ),
+    "zero range": Fault(constant_action, INFO, "dy is 0.5 in all 100 rows: zero range", key="action", opens=True),
     "time runs backwards": Fault(
         set_row("data", "timestamp", 24 + 9, 0.1),
         DATA,
@@ -123,19 +121,13 @@ FAULTS = {
         opens=True,
     ),
     "nan in time": Fault(set_row("data", "timestamp", 3, np.nan), DATA, "timestamp is nan", 0, 3, opens=True),
-    "wrong fps": Fault(
-        edit_json(INFO, lambda d: d.update(fps=20)), DATA, "at 20 fps", 0, 1, "timestamp", opens=True
-    ),
-    "index with a gap": Fault(
-        set_row("data", "index", 80, 81), DATA, "index is 81, expected 80", 3, 5, "index"
-    ),
+    "wrong fps": Fault(edit_json(INFO, lambda d: d.update(fps=20)), DATA, "at 20 fps", 0, 1, "timestamp", opens=True),
+    "index with a gap": Fault(set_row("data", "index", 80, 81), DATA, "index is 81, expected 80", 3, 5, "index"),
     "row of another episode": Fault(
         set_row("data", "episode_index", 30, 0), DATA, "episode_index is 0, expected 1", 1, 6, "episode_index"
     ),
     "frame index": Fault(set_row("data", "frame_index", 2, 7), DATA, "frame_index is 7, expected 2", 0, 2),
-    "instruction changes": Fault(
-        set_row("data", "task_index", 10, 1), DATA, "task_index is 1, expected 0", 0, 10
-    ),
+    "instruction changes": Fault(set_row("data", "task_index", 10, 1), DATA, "task_index is 1, expected 0", 0, 10),
     "task without sentence": Fault(
         set_row("data", "task_index", slice(75, 100), 9), DATA, "task_index 9 is not among the 3 tasks", 3
     ),
@@ -144,9 +136,7 @@ FAULTS = {
         set_row("episodes", "length", 2, 21), DATA, "file has 100 rows, its 4 episodes announce 101"
     ),
     "episode of length zero": Fault(set_row("episodes", "length", 1, 0), EPISODES, "length is 0", 1),
-    "episodes not contiguous": Fault(
-        set_row("episodes", "episode_index", 2, 7), EPISODES, "row 2 holds episode 7", 7
-    ),
+    "episodes not contiguous": Fault(set_row("episodes", "episode_index", 2, 7), EPISODES, "row 2 holds episode 7", 7),
     "rows not contiguous": Fault(
         set_row("episodes", "dataset_from_index", 3, 70),
         EPISODES,
@@ -174,9 +164,7 @@ FAULTS = {
         "columns .*front.* missing",
     ),
     "video missing": Fault(remove(FRONT), FRONT, "video file is missing", 0, None, "front"),
-    "video truncated": Fault(
-        cut(LEFT, 0.7), LEFT, "not a complete video file", 0, None, "wrist_left", opens=True
-    ),
+    "video truncated": Fault(cut(LEFT, 0.7), LEFT, "not a complete video file", 0, None, "wrist_left", opens=True),
     "video damaged": Fault(flip_video, FRONT, "video is damaged or truncated", key="front", opens=True),
     "video too short": Fault(
         other_video(60), FRONT, "video has 60 frames, its 4 episodes have 100", 2, 5, "front", opens=True
@@ -254,9 +242,7 @@ def test_the_reader_refuses_broken_structure_with_the_same_line(dataset_folder, 
     assert caught.value.args[0] in check(dataset_folder).problems
 
 
-@pytest.mark.parametrize(
-    "kind", ["video damaged", "video truncated", "video too short", "video of another size"]
-)
+@pytest.mark.parametrize("kind", ["video damaged", "video truncated", "video too short", "video of another size"])
 def test_reading_a_bad_video_names_file_camera_and_episode(dataset_folder, rewrite, kind: str) -> None:
     fault = FAULTS[kind]
     fault.damage(dataset_folder, rewrite)

@@ -52,9 +52,7 @@ def test_sequential_reading_opens_each_file_once(written: Path, monkeypatch) -> 
     whole = [dataset.video("front", episode) for episode in range(4)]
     opened = []
     real = av.open
-    monkeypatch.setattr(
-        "actwam.data.video.av.open", lambda path, *rest: opened.append(path) or real(path, *rest)
-    )
+    monkeypatch.setattr("actwam.data.video.av.open", lambda path, *rest: opened.append(path) or real(path, *rest))
     read = list(dataset.videos("front"))
     assert len(opened) == 1
     assert [number for number, _ in read] == [0, 1, 2, 3]
@@ -152,9 +150,7 @@ def test_another_embodiment_is_refused(written: Path, robot: Embodiment, change:
         ({"video_path": None}, "cameras but no video_path"),
     ],
 )
-def test_info_that_is_not_understood_is_refused_in_one_line(
-    dataset_folder, change: dict, message: str
-) -> None:
+def test_info_that_is_not_understood_is_refused_in_one_line(dataset_folder, change: dict, message: str) -> None:
     edit_info(dataset_folder, **change)
     with pytest.raises(ValueError, match=message) as caught:
         LeRobotDataset.open(dataset_folder)

@@ -33,9 +33,7 @@ def numbered(dataset: LeRobotDataset) -> Latents:
     return Latents(dataset.folder, tuple(e.start for e in dataset.episodes), array)
 
 
-def source(
-    dataset: LeRobotDataset, mode: Mode = Mode.POLICY, weight: float = 1.0, window: Window = WINDOW
-) -> Source:
+def source(dataset: LeRobotDataset, mode: Mode = Mode.POLICY, weight: float = 1.0, window: Window = WINDOW) -> Source:
     return Source(dataset, numbered(dataset), tiny.transform(tiny.robot(1)), window, mode, weight)
 
 

@@ -85,9 +85,7 @@ def test_float64_stays_float64_and_half_becomes_float32(values: np.ndarray) -> N
 def test_zero_range_is_refused_by_name(values: np.ndarray) -> None:
     stats = compute_stats(with_constant(values), NAMES)
     for mode in ("quantile", "min_max", "mean_std"):
-        with pytest.raises(
-            ValueError, match=r'y \(dimension 1\) is 0\.1 in all 1001 rows.*constant="center"'
-        ):
+        with pytest.raises(ValueError, match=r'y \(dimension 1\) is 0\.1 in all 1001 rows.*constant="center"'):
             Normalizer(stats, mode)
 
 

@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
+import torch
 
 from actwam.data.normalize import Normalizer, compute_stats
 from actwam.data.transforms import (
+    FutureTransform,
     RobotTransform,
     Slot,
     ViewLayout,
@@ -35,9 +37,7 @@ def test_the_t_has_the_head_on_top_and_the_hands_below() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "order", [("front", "wrist_left", "wrist_right"), ("wrist_right", "wrist_left", "front")]
-)
+@pytest.mark.parametrize("order", [("front", "wrist_left", "wrist_right"), ("wrist_right", "wrist_left", "front")])
 def test_every_camera_lands_in_its_slot_whatever_the_order(order: tuple[str, ...]) -> None:
     given = views()
     picture = tiny.transform(tiny.robot()).picture({name: given[name] for name in order})
@@ -190,9 +190,7 @@ STATE = np.zeros(3, np.float32)
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_pictures_that_do_not_fit_are_refused_in_one_line(
-    images: dict[str, np.ndarray], message: str
-) -> None:
+def test_pictures_that_do_not_fit_are_refused_in_one_line(images: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         tiny.transform(tiny.robot()).observe(Observation(images, STATE, "lift it"))
     assert "\n" not in str(caught.value)
@@ -228,3 +226,23 @@ def test_normalisers_are_the_ones_of_the_checkpoint() -> None:
     robot = replace(tiny.transform(tiny.robot()), state=normalizer)
     assert np.allclose(robot.model_state(rows[0]), [-1, -1, -1])
     assert np.allclose(robot.model_state(rows[-1]), [1, 1, 1])
+
+
+def test_future_as_change_and_its_inverse() -> None:
+    latents = np.random.default_rng(0).normal(size=(5, 3, 4, 2, 2)).astype(np.float32)
+    latents[:, 1] *= 10
+    transform = FutureTransform.fit(latents)
+    seen = transform.normalize(latents)
+    np.testing.assert_array_equal(seen[:, :, 0], latents[:, :, 0])
+    np.testing.assert_allclose(seen[:, :, 1:].std(axis=(0, 2, 3, 4)), 1, atol=1e-4)
+    back = transform.denormalize(torch.from_numpy(seen[:, :, 1:]), torch.from_numpy(seen[:, :, :1]))
+    np.testing.assert_allclose(back.numpy(), latents[:, :, 1:], atol=1e-4)
+    still = np.repeat(latents[:, :, :1], 3, axis=2)
+    assert not transform.normalize(still)[:, :, 1:].any()
+
+
+def test_future_as_it_is() -> None:
+    latents = np.ones((1, 2, 3, 1, 1), np.float32)
+    assert FutureTransform().normalize(latents) is latents
+    future = torch.zeros(1, 2, 2, 1, 1)
+    assert FutureTransform().denormalize(future, future[:, :, :1]) is future

@@ -11,9 +11,7 @@ from actwam.data.video import VideoWriter, index_video, iterate_frames, read_fra
 
 def ramp(length: int, height: int = 16, width: int = 24) -> np.ndarray:
     """Frame t is the grey 6 * t: its number can be read off a pixel, whatever the codec does to it."""
-    return np.broadcast_to(
-        (6 * np.arange(length, dtype=np.uint8))[:, None, None, None], (length, height, width, 3)
-    )
+    return np.broadcast_to((6 * np.arange(length, dtype=np.uint8))[:, None, None, None], (length, height, width, 3))
 
 
 def numbers(frames: np.ndarray) -> list[int]:

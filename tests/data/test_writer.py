@@ -92,9 +92,7 @@ def test_lerobot_doctor_passes(tmp_path: Path, robot: Embodiment, make_episode) 
     with DatasetWriter(folder, robot) as writer:
         for number in range(3):
             episode = make_episode(number)
-            images = {
-                camera: np.tile(frames, (6, 1, 1, 1))[:110] for camera, frames in episode.images.items()
-            }
+            images = {camera: np.tile(frames, (6, 1, 1, 1))[:110] for camera, frames in episode.images.items()}
             motion = np.cumsum(np.random.default_rng(number).normal(size=(110, 5)), 0).astype(np.float32)
             state, action = motion[:, :3], motion[:, 3:]
             writer.add_episode(make_episode(number, images=images, state=state, action=action))

@@ -99,9 +99,7 @@ def test_rotation_of_steps_is_the_formula() -> None:
 
 
 @pytest.mark.parametrize(("head_width", "widths"), [(128, (44, 42, 42)), (12, (4, 4, 4)), (64, (24, 20, 20))])
-def test_rotation_of_a_grid_is_the_formula_with_the_split_of_wan(
-    head_width: int, widths: tuple[int, ...]
-) -> None:
+def test_rotation_of_a_grid_is_the_formula_with_the_split_of_wan(head_width: int, widths: tuple[int, ...]) -> None:
     x = draw(1, 2, 2 * 2 * 3, head_width)
     grid = [(float(t), float(y), float(z)) for t in (1, 2) for y in range(2) for z in range(3)]
     expected = rotate_in_real_numbers(x, grid, widths)

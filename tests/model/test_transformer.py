@@ -144,9 +144,7 @@ def history(model: WorldActionTransformer, frames: slice) -> GroupInput:
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
-def test_everybody_sees_history_and_history_sees_its_past_only(
-    model: WorldActionTransformer, table: Table
-) -> None:
+def test_everybody_sees_history_and_history_sees_its_past_only(model: WorldActionTransformer, table: Table) -> None:
     inputs = {group: item for group, item in tiny.inputs().items() if group in table.groups}
     item = history(model, slice(None))
     before = run(model, table, [item, *inputs.values()])
@@ -173,9 +171,7 @@ def test_every_parameter_learns_in_joint_training(model: WorldActionTransformer)
     silent = [n for n, p in trained.named_parameters() if p.grad is None or not bool(p.grad.any())]
     assert silent == []
     outermost = {n: p.grad for n, p in trained.named_parameters() if n.split(".")[-2] in ("first", "last")}
-    robots = [
-        grad for n, grad in outermost.items() if grad is not None and n.endswith("weight") and grad.ndim == 3
-    ]
+    robots = [grad for n, grad in outermost.items() if grad is not None and n.endswith("weight") and grad.ndim == 3]
     assert len(robots) == 3
     assert all(bool(grad[robot].any()) for grad in robots for robot in range(2))
 

@@ -28,9 +28,7 @@ SMALL: dict[str, Any] = {
 
 
 def episode(seed: int) -> Episode:
-    return Episode(
-        {"head": np.zeros((1, 2, 2, 3), np.uint8)}, np.zeros((1, 4)), np.zeros((1, 4)), "wait", seed
-    )
+    return Episode({"head": np.zeros((1, 2, 2, 3), np.uint8)}, np.zeros((1, 4)), np.zeros((1, 4)), "wait", seed)
 
 
 def test_the_dataset_does_not_depend_on_the_workers(tmp_path: Path) -> None:
@@ -38,9 +36,7 @@ def test_the_dataset_does_not_depend_on_the_workers(tmp_path: Path) -> None:
     reports, digests = [], []
     for workers in (1, 2):
         out = tmp_path / str(workers)
-        reports.append(
-            collect(out, **SMALL, workers=workers, progress=lambda done, total: calls.append((done, total)))
-        )
+        reports.append(collect(out, **SMALL, workers=workers, progress=lambda done, total: calls.append((done, total))))
         files = sorted(path for path in out.rglob("*") if path.is_file())
         digests.append({str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files})
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)] * 2

@@ -128,9 +128,7 @@ def test_the_goal_marker_is_drawn_where_the_goal_is(puck: TaskAssets) -> None:
             assert abs(columns.mean() - (width / 2 + right * scale)) < 1.5
 
 
-def test_leaving_out_what_is_not_in_view_changes_no_pixel(
-    puck: TaskAssets, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_leaving_out_what_is_not_in_view_changes_no_pixel(puck: TaskAssets, monkeypatch: pytest.MonkeyPatch) -> None:
     env = MetaWorldEnv("pick-place-v3", assets=puck)
     env.reset(0)
     drawn: list[dict[str, np.ndarray]] = []
@@ -199,7 +197,7 @@ def test_state_and_pictures_fit_the_embodiment(puck: TaskAssets) -> None:
     assert all(image.shape == (*embodiment.image_size, 3) for image in seen.images.values())
     assert seen.instruction == INSTRUCTIONS["pick-place-v3"]
     assert embodiment.action_names == ACTION_NAMES
-    assert CAMERA_NAMES == tuple(CAMERAS)
+    assert tuple(CAMERAS) == CAMERA_NAMES
     np.testing.assert_allclose(seen.state[:3], env._simulator.get_endeff_pos(), atol=1e-6)
 
 
@@ -212,9 +210,7 @@ def test_state_and_pictures_fit_the_embodiment(puck: TaskAssets) -> None:
         (np.array([0, 0, 0, np.inf]), "not finite"),
     ],
 )
-def test_a_bad_action_is_refused_and_moves_nothing(
-    door: TaskAssets, action: np.ndarray, message: str
-) -> None:
+def test_a_bad_action_is_refused_and_moves_nothing(door: TaskAssets, action: np.ndarray, message: str) -> None:
     env = MetaWorldEnv("door-open-v3", assets=door)
     env.reset(0)
     before = env._simulator.data.qpos.copy()

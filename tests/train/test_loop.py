@@ -85,9 +85,7 @@ def test_the_loss_falls_and_the_policy_acts(start: Callable[..., Path]) -> None:
     assert policy.act(tiny.observation()).actions.shape == (tiny.HORIZON, 3)
 
 
-@pytest.mark.parametrize(
-    "modes", [(Mode.POLICY,), (Mode.VIDEO, Mode.POLICY, Mode.WORLD)], ids=["policy", "mixed"]
-)
+@pytest.mark.parametrize("modes", [(Mode.POLICY,), (Mode.VIDEO, Mode.POLICY, Mode.WORLD)], ids=["policy", "mixed"])
 def test_a_stopped_run_continues_bit_for_bit(
     start: Callable[..., Path], data: Path, cache: Path, tmp_path: Path, modes: tuple[Mode, ...]
 ) -> None:
@@ -170,11 +168,7 @@ def test_a_stage_starts_from_the_one_before(start: Callable[..., Path], tmp_path
     distance = sum(float((after[n] - t).square().sum()) for n, t in first.model.state_dict().items())
     fresh = start(tiny.recipe(stages()[1]), "fresh")
     apart = load(fresh).model.state_dict()
-    assert (
-        0
-        < distance
-        < 0.1 * sum(float((apart[n] - t).square().sum()) for n, t in first.model.state_dict().items())
-    )
+    assert 0 < distance < 0.1 * sum(float((apart[n] - t).square().sum()) for n, t in first.model.state_dict().items())
 
 
 def test_video_alone_does_not_touch_the_action_side(start: Callable[..., Path], tmp_path: Path) -> None:
@@ -244,9 +238,7 @@ def one_batch(data: Path, checkpoint: Checkpoint) -> Batch:
     dataset = LeRobotDataset.open(data)
     array = np.random.default_rng(0).normal(size=(len(dataset.state), tiny.CHANNELS, 2, 4)).astype(np.float16)
     latents = Latents(data, tuple(e.start for e in dataset.episodes), array)
-    return Mixture(
-        [Source(dataset, latents, checkpoint.robots[0], checkpoint.window, Mode.POLICY)], 4, 0
-    ).batch(0)
+    return Mixture([Source(dataset, latents, checkpoint.robots[0], checkpoint.window, Mode.POLICY)], 4, 0).batch(0)
 
 
 @pytest.mark.parametrize("field", ["latents", "action"])
@@ -315,12 +307,8 @@ def test_two_steps_are_adamw_on_the_clipped_gradient_of_the_loss(data: Path) -> 
     names = {"patch_head.weight": 0.1, "action_encoder.middle.bias": 0.0}
     expected = {name: (own[name].detach().clone(), 0.0, 0.0) for name in names}
     for step in (0, 1):
-        noisy = add_noise(
-            batch, stage.objective, torch.Generator().manual_seed(stage.seed * 1_000_003 + step)
-        )
-        inputs = [
-            GroupInput(group, value, noisy.sigmas[group][:, None]) for group, value in noisy.values.items()
-        ]
+        noisy = add_noise(batch, stage.objective, torch.Generator().manual_seed(stage.seed * 1_000_003 + step))
+        inputs = [GroupInput(group, value, noisy.sigmas[group][:, None]) for group, value in noisy.values.items()]
         text = model.text_context(checkpoint.text.encode(batch.instructions))
         loss = losses(model(inputs, text, batch.embodiment, checkpoint.table), noisy, stage.objective)["loss"]
         grads = dict(zip(own, torch.autograd.grad(loss, list(own.values()), allow_unused=True), strict=True))

@@ -71,7 +71,5 @@ def test_a_tracker_that_is_not_installed_says_how_to_get_it(
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(
-        ValueError, match=rf"--tracker {tracker}: No module .*pip install 'actwam\[{tracker}\]'"
-    ):
+    with pytest.raises(ValueError, match=rf"--tracker {tracker}: No module .*pip install 'actwam\[{tracker}\]'"):
         open_metrics(tmp_path, tracker, 0)

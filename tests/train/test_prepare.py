@@ -47,9 +47,7 @@ def test_a_dataset_of_another_robot_is_refused(folders: dict[str, Path]) -> None
     with pytest.raises(ValueError, match="recipe tiny is for robot_0, not for a dataset of 'robot_1'"):
         open_datasets(tiny.recipe(), {"squares": folders["other"]})
     changed = tiny.robot(0, fps=20, action_names=("a", "b", "c"))
-    with pytest.raises(
-        ValueError, match=r"squares: not recorded on embodiment robot_0: fps is 10 here, 20 there"
-    ):
+    with pytest.raises(ValueError, match=r"squares: not recorded on embodiment robot_0: fps is 10 here, 20 there"):
         open_datasets(tiny.recipe(robots=(changed,)), folders)
 
 
@@ -146,7 +144,7 @@ def test_latents_are_encoded_once_and_again_for_another_codec(
 ) -> None:
     recipe = tiny.recipe()
     datasets = open_datasets(recipe, folders)
-    checkpoint = initial(recipe, datasets, silent)
+    checkpoint = initial(recipe, datasets, tmp_path / "cache", silent)
     decoded: list[str] = []
     videos = LeRobotDataset.videos
 
@@ -167,7 +165,7 @@ def test_cached_latents_are_those_of_acting(folders: dict[str, Path], tmp_path: 
     """Training and serving see the same picture the same way."""
     recipe = tiny.recipe()
     datasets = open_datasets(recipe, folders)
-    checkpoint = initial(recipe, datasets, silent)
+    checkpoint = initial(recipe, datasets, tmp_path / "cache", silent)
     dataset, robot = datasets["squares"], checkpoint.robots[0]
     latents = prepare.encode_dataset(dataset, checkpoint, tmp_path, silent)
     frame = {name: dataset.frames(name, 1, np.array([5])) for name in robot.embodiment.cameras.values()}
@@ -175,9 +173,18 @@ def test_cached_latents_are_those_of_acting(folders: dict[str, Path], tmp_path: 
     assert np.abs(latents.window(np.array([14 + 5]))[0] - served.numpy()).max() < 0.01
 
 
-def test_the_first_weights_follow_the_seed(folders: dict[str, Path]) -> None:
+def test_the_first_weights_follow_the_seed(folders: dict[str, Path], tmp_path: Path) -> None:
     recipes = (tiny.recipe(tiny.stage(seed=seed)) for seed in (0, 0, 1))
-    made = [initial(recipe, open_datasets(recipe, folders), silent) for recipe in recipes]
+    made = [initial(recipe, open_datasets(recipe, folders), tmp_path / "cache", silent) for recipe in recipes]
     first, again, other = (checkpoint.model.patch_embedding.weight for checkpoint in made)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_the_scale_of_change_is_fitted_when_the_recipe_asks(folders: dict[str, Path], tmp_path: Path) -> None:
+    recipe = replace(tiny.recipe(), future_as_change=True)
+    datasets = open_datasets(recipe, folders)
+    checkpoint = initial(recipe, datasets, tmp_path, silent)
+    assert initial(tiny.recipe(), datasets, tmp_path, silent).future.scale is None
+    future = mixture(recipe.stages[0], checkpoint, datasets, tmp_path, silent).batch(0).latents[:, :, 1:]
+    assert 0.3 < float(future.std()) < 3

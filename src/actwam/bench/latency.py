@@ -48,13 +48,9 @@ def measure_latency(
     ValueError when there is nothing to repeat, and when the checkpoint has no future to denoise jointly.
     """
     if repeats < 1 or warmup < 1:
-        raise ValueError(
-            f"latency needs at least one repeat and one warm-up call, not {repeats} and {warmup}"
-        )
+        raise ValueError(f"latency needs at least one repeat and one warm-up call, not {repeats} and {warmup}")
     if not policy.checkpoint.window.future_offsets:
-        raise ValueError(
-            "this checkpoint predicts no future frames: there is no joint decoding to compare with"
-        )
+        raise ValueError("this checkpoint predicts no future frames: there is no joint decoding to compare with")
     cases = {"action_only": policy, "joint": replace(policy, table=JOINT)}
     times: dict[str, list[float]] = {name: [] for name in cases}
     for call in range(warmup + repeats):
@@ -105,7 +101,5 @@ def _summary(policy: Policy, times: list[float], lengths: Mapping[Group, int]) -
         n=len(times),
         tokens_denoised=tokens_denoised(stages, lengths),
         threads=torch.get_num_threads(),
-        device=torch.cuda.get_device_name(policy.device)
-        if policy.device.type == "cuda"
-        else policy.device.type,
+        device=torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else policy.device.type,
     )

@@ -123,9 +123,7 @@ def _check_numbers(tables: Tables, info: Info, report: Reporter) -> None:
             back = "; time runs backwards" if (np.diff(time) <= 0).any() else ""
             what = f"timestamp is {time[frame]:g} s, expected {expected[frame]:g} at {info.fps} fps{back}"
             fix = "record at a constant rate, or resample the episode"
-            report(
-                Problem(file=file, episode=episode.index, frame=frame, key="timestamp", what=what, fix=fix)
-            )
+            report(Problem(file=file, episode=episode.index, frame=frame, key="timestamp", what=what, fix=fix))
 
 
 def _check_horizon(tables: Tables, action_horizon: int | None, report: Reporter) -> None:
@@ -174,9 +172,7 @@ def _check_videos(
         for path, members in files.items():
             parts = [(index, clip.first_frame) for index, clip, _ in members]
 
-            def place(
-                problem: Problem, camera: Camera = camera, parts: list[tuple[int, int]] = parts
-            ) -> None:
+            def place(problem: Problem, camera: Camera = camera, parts: list[tuple[int, int]] = parts) -> None:
                 report(in_episode(problem, camera.name, parts, parts[0][0]))
 
             if path.is_file():  # a missing one has been reported
@@ -207,9 +203,7 @@ def _frames(
 ) -> Iterable[np.ndarray]:
     if decode == "all":
         return iterate_frames(path)
-    ends = {
-        frame for _, clip, length in members for frame in (clip.first_frame, clip.first_frame + length - 1)
-    }
+    ends = {frame for _, clip, length in members for frame in (clip.first_frame, clip.first_frame + length - 1)}
     return read_frames(path, np.array(sorted(frame for frame in ends if 0 <= frame < index.frames), int))
 
 

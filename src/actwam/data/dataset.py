@@ -96,17 +96,13 @@ class LeRobotDataset:
         for camera in self.cameras:
             if camera.name == name:
                 return camera
-        raise ValueError(
-            f"{self.folder}: no camera {name!r}; there are {[camera.name for camera in self.cameras]}"
-        )
+        raise ValueError(f"{self.folder}: no camera {name!r}; there are {[camera.name for camera in self.cameras]}")
 
     def video(self, camera: str, episode: int) -> UInt8[np.ndarray, "T H W 3"]:
         """All frames of one episode, seen by the camera of this name. Raises ValueError as `frames` does."""
         return self.frames(camera, episode, np.arange(self._episode(episode).length))
 
-    def frames(
-        self, camera: str, episode: int, indices: Int[np.ndarray, "T"]
-    ) -> UInt8[np.ndarray, "T H W 3"]:
+    def frames(self, camera: str, episode: int, indices: Int[np.ndarray, "T"]) -> UInt8[np.ndarray, "T H W 3"]:
         """Some frames of one episode, numbered from its start, in the order asked for.
 
         Raises ValueError with file, camera, episode and frame on an index outside the episode and on a
@@ -114,9 +110,7 @@ class LeRobotDataset:
         """
         found, size = self._episode(episode), self.camera(camera)
         if len(indices) and not 0 <= indices.min() <= indices.max() < found.length:
-            raise ValueError(
-                f"{self.folder}: episode {episode} has no frames {indices}; it has {found.length}"
-            )
+            raise ValueError(f"{self.folder}: episode {episode} has no frames {indices}; it has {found.length}")
         clip = found.clips[camera]
         with self._located(camera, found):
             frames = read_frames(clip.path, indices + clip.first_frame)
@@ -152,9 +146,7 @@ class LeRobotDataset:
         the middle is for `check`.
         """
         videos = {clip.path for episode in self.episodes for clip in episode.clips.values()}
-        whole = {
-            path for part in ("meta", "data") for path in (self.folder / part).rglob("*") if path.is_file()
-        }
+        whole = {path for part in ("meta", "data") for path in (self.folder / part).rglob("*") if path.is_file()}
         digest = hashlib.sha256()
         for path in sorted(videos | whole):
             size = path.stat().st_size
@@ -177,16 +169,12 @@ class LeRobotDataset:
     def _located(self, camera: str, episode: EpisodeInfo) -> Iterator[None]:
         """Name camera, episode and frame in a problem that knows only the file and its frame."""
         path = episode.clips[camera].path
-        parts = [
-            (e.index, e.clips[camera].first_frame) for e in self.episodes if e.clips[camera].path == path
-        ]
+        parts = [(e.index, e.clips[camera].first_frame) for e in self.episodes if e.clips[camera].path == path]
         with reported(lambda problem: refuse(in_episode(problem, camera, parts, episode.index))):
             yield
 
 
-def _take(
-    decoder: Iterator[np.ndarray], clip: Clip, length: int, size: Camera
-) -> UInt8[np.ndarray, "T H W 3"]:
+def _take(decoder: Iterator[np.ndarray], clip: Clip, length: int, size: Camera) -> UInt8[np.ndarray, "T H W 3"]:
     frames = np.empty((length, size.height, size.width, 3), np.uint8)
     for number in range(length):
         picture = next(decoder, None)

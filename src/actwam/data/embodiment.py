@@ -32,9 +32,7 @@ class Embodiment:
             )
         beyond = [i for i, delta in enumerate(self.delta_mask) if delta and i >= len(self.state_names)]
         if beyond:
-            raise ValueError(
-                f"embodiment {self.name}: action dimensions {beyond} are deltas of a state it has not"
-            )
+            raise ValueError(f"embodiment {self.name}: action dimensions {beyond} are deltas of a state it has not")
         if len(set(self.cameras.values())) != len(self.cameras):
             raise ValueError(f"embodiment {self.name}: one camera fills two slots: {self.cameras}")
 

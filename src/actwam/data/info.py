@@ -64,9 +64,7 @@ class Info:
         """Fill a path template. Raises ValueError if the path would leave the folder."""
         relative = PurePosixPath(template.format(**fields))
         if relative.is_absolute() or ".." in relative.parts or "\\" in str(relative):
-            raise _problem(
-                self.file, f"path {str(relative)!r} leaves the dataset", "do not trust this dataset"
-            )
+            raise _problem(self.file, f"path {str(relative)!r} leaves the dataset", "do not trust this dataset")
         return self.folder / relative
 
 
@@ -101,9 +99,7 @@ def read_info(folder: Path) -> Info:
         robot_type=str(data.get("robot_type") or ""),
         total_episodes=_number(path, data, "total_episodes", 1, MAX_FRAMES),
         total_frames=_number(path, data, "total_frames", 1, MAX_FRAMES),
-        cameras=tuple(
-            camera for key in features if (camera := _camera(path, key, features[key])) is not None
-        ),
+        cameras=tuple(camera for key in features if (camera := _camera(path, key, features[key])) is not None),
         state_names=_names(path, STATE, features.get(STATE)),
         action_names=_names(path, ACTION, features.get(ACTION)),
         data_path=_template(path, data, "data_path"),
@@ -144,9 +140,7 @@ def _camera(path: Path, key: str, feature: dict[str, Any]) -> Camera | None:
         raise _problem(path, f"camera key {key!r} is no plain name", "use letters, digits, '_', '-' and '.'")
     shape, names = feature.get("shape"), feature.get("names")
     if not isinstance(shape, list) or len(shape) != 3 or not all(isinstance(side, int) for side in shape):
-        raise _problem(
-            path, f"{key} has shape {shape}, expected [height, width, 3]", "write the dataset again"
-        )
+        raise _problem(path, f"{key} has shape {shape}, expected [height, width, 3]", "write the dataset again")
     channels_first = isinstance(names, list) and names and names[0] in ("channels", "channel")
     height, width = (shape[1], shape[2]) if channels_first else (shape[0], shape[1])
     if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
@@ -185,9 +179,7 @@ def _template(path: Path, data: dict[str, Any], key: str) -> str:
     except ValueError as error:
         raise _problem(path, f"{key} {template!r} is no path template ({error})", fix) from error
     for _, name, spec, conversion in parts:
-        if name is not None and (
-            name not in _PATH_FIELDS or conversion or not re.fullmatch(r"(0\dd)?", spec or "")
-        ):
+        if name is not None and (name not in _PATH_FIELDS or conversion or not re.fullmatch(r"(0\dd)?", spec or "")):
             raise _problem(path, f"{key} {template!r} replaces something unknown", fix)
     return template
 

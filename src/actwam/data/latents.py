@@ -37,9 +37,7 @@ class Latents:
     def window(self, rows: Int[np.ndarray, "n"]) -> Float16[np.ndarray, "n Z h w"]:
         """Copy these rows into memory. Raises ValueError on a row that does not exist."""
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.array):
-            raise ValueError(
-                f"{self.folder}: rows {rows} are not all within the {len(self.array)} cached ones"
-            )
+            raise ValueError(f"{self.folder}: rows {rows} are not all within the {len(self.array)} cached ones")
         return np.array(self.array[rows])
 
 
@@ -81,9 +79,7 @@ def _encode_all(
     progress: Callable[[int, int], None],
 ) -> None:
     array: np.memmap | None = None
-    for episode, *views in zip(
-        dataset.episodes, *(dataset.videos(camera) for camera in cameras), strict=True
-    ):
+    for episode, *views in zip(dataset.episodes, *(dataset.videos(camera) for camera in cameras), strict=True):
         images = {camera: frames for camera, (_, frames) in zip(cameras, views, strict=True)}
         latents = encode(compose(images))
         where = f"{dataset.folder}: episode {episode.index}"
@@ -118,9 +114,7 @@ def _check_latents(latents: np.ndarray, length: int, where: str) -> None:
         )
     limit = float(np.finfo(np.float16).max)
     if not (np.abs(latents) <= limit).all():
-        raise ValueError(
-            f"{where}: latents have NaN, Inf or numbers beyond {limit:g} of float16; rescale the codec"
-        )
+        raise ValueError(f"{where}: latents have NaN, Inf or numbers beyond {limit:g} of float16; rescale the codec")
 
 
 def _open(folder: Path, dataset: LeRobotDataset, key: str) -> Latents:
@@ -134,11 +128,7 @@ def _open(folder: Path, dataset: LeRobotDataset, key: str) -> Latents:
     if not path.is_file() or _sha256(path) != sheet.get("sha256"):
         raise ValueError(f"{path}: missing or damaged, its SHA-256 is not the one in {SHEET}; {repair}")
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if (
-        list(array.shape) != sheet.get("shape")
-        or len(array) != len(dataset.state)
-        or array.dtype != np.float16
-    ):
+    if list(array.shape) != sheet.get("shape") or len(array) != len(dataset.state) or array.dtype != np.float16:
         raise ValueError(
             f"{path}: {array.dtype} of shape {array.shape}, expected float16 {sheet.get('shape')}; {repair}"
         )

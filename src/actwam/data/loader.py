@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from actwam.data.dataset import LeRobotDataset
 from actwam.data.latents import Latents
-from actwam.data.transforms import RobotTransform
+from actwam.data.transforms import FutureTransform, RobotTransform
 from actwam.types import Batch, Mode
 
 
@@ -29,10 +29,7 @@ class Window:
     def __post_init__(self) -> None:
         if self.action_horizon < 1:
             raise ValueError(f"action_horizon must be at least 1, not {self.action_horizon}")
-        if (
-            list(self.future_offsets) != sorted(set(self.future_offsets))
-            or min(self.future_offsets, default=1) < 1
-        ):
+        if list(self.future_offsets) != sorted(set(self.future_offsets)) or min(self.future_offsets, default=1) < 1:
             raise ValueError(f"future_offsets must be positive and rising, not {self.future_offsets}")
 
 
@@ -49,15 +46,14 @@ class Source:
     window: Window
     mode: Mode
     weight: float = 1.0
+    future: FutureTransform = FutureTransform()
     _starts: Int[np.ndarray, "W"] = field(init=False)
     _lasts: Int[np.ndarray, "W"] = field(init=False)
     _episodes: Int[np.ndarray, "W"] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.weight <= 0:
-            raise ValueError(
-                f"{self.dataset.folder}: the weight of a source must be positive, not {self.weight}"
-            )
+            raise ValueError(f"{self.dataset.folder}: the weight of a source must be positive, not {self.weight}")
         if self.mode is not Mode.POLICY and not self.window.future_offsets:
             raise ValueError(f"{self.dataset.folder}: {self.mode} samples need a window with future frames")
         reach = 0 if self.mode is Mode.POLICY else min(self.window.future_offsets)
@@ -88,7 +84,7 @@ class Source:
         latents = latents.reshape(*frames.shape, *latents.shape[1:]).swapaxes(1, 2)
         return Batch(
             modes=(self.mode,) * len(windows),
-            latents=torch.from_numpy(np.ascontiguousarray(latents)),
+            latents=torch.from_numpy(np.ascontiguousarray(self.future.normalize(latents))),
             future_valid=torch.from_numpy(frames[:, 1:] <= last),
             state=torch.from_numpy(self.transform.model_state(state)),
             action=torch.from_numpy(action),

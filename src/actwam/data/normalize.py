@@ -43,13 +43,9 @@ class NormStats:
         for column in _COLUMNS:
             values = getattr(self, column)
             if len(values) != len(self.names):
-                raise ValueError(
-                    f"norm_stats: {column} has {len(values)} numbers for {len(self.names)} dimensions"
-                )
+                raise ValueError(f"norm_stats: {column} has {len(values)} numbers for {len(self.names)} dimensions")
             if not all(math.isfinite(value) for value in values):
-                raise ValueError(
-                    f"norm_stats: {column} has NaN or Inf: {values}; compute the statistics again"
-                )
+                raise ValueError(f"norm_stats: {column} has NaN or Inf: {values}; compute the statistics again")
         for i, name in enumerate(self.names):
             if not (self.min[i] <= self.q01[i] <= self.q99[i] <= self.max[i] and self.std[i] >= 0):
                 raise ValueError(f"norm_stats: {name}: min <= q01 <= q99 <= max and std >= 0 do not hold")
@@ -58,9 +54,7 @@ class NormStats:
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists. Python writes a float so that it reads back bit for bit."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> NormStats:
@@ -92,9 +86,7 @@ def compute_stats(values: Float[np.ndarray, "N D"], names: tuple[str, ...]) -> N
         column = values[:, i].astype(np.float64)
         bad = np.flatnonzero(~np.isfinite(column))
         if len(bad):
-            raise ValueError(
-                f"statistics: {name} is {column[bad[0]]} in row {bad[0]}; repair or drop that episode"
-            )
+            raise ValueError(f"statistics: {name} is {column[bad[0]]} in row {bad[0]}; repair or drop that episode")
         q01, q99 = np.quantile(column, [0.01, 0.99])
         numbers = (column.mean(), column.std(), column.min(), column.max(), q01, q99)
         for key, number in zip(_COLUMNS, numbers, strict=True):
@@ -179,9 +171,7 @@ class Normalizer:
     def _checked(self, values: Array, action: str) -> Array:
         names = self.stats.names
         if values.ndim == 0 or values.shape[-1] != len(names):
-            raise ValueError(
-                f"{action}: shape {tuple(values.shape)} does not end in the {len(names)} of {names}"
-            )
+            raise ValueError(f"{action}: shape {tuple(values.shape)} does not end in the {len(names)} of {names}")
         if isinstance(values, Tensor):
             values = values if values.dtype == torch.float64 else values.float()
             bad = torch.nonzero(~torch.isfinite(values))

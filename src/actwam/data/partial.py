@@ -47,9 +47,7 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(
-                f"{folder}: another process is writing it now; wait for it or stop it"
-            ) from error
+            raise ValueError(f"{folder}: another process is writing it now; wait for it or stop it") from error
         yield
     finally:
         os.close(handle)

@@ -51,8 +51,6 @@ def image_stats(histogram: Int64[np.ndarray, "3 256"], frames: int) -> dict[str,
         "max": levels[255 - seen[:, ::-1].argmax(1)],
         "mean": mean,
         "std": np.sqrt(variance),
-        **{
-            name: levels[(cumulated >= share * total[:, None]).argmax(1)] for name, share in QUANTILES.items()
-        },
+        **{name: levels[(cumulated >= share * total[:, None]).argmax(1)] for name, share in QUANTILES.items()},
     }
     return {"count": [frames], **{name: row.reshape(3, 1, 1).tolist() for name, row in stats.items()}}

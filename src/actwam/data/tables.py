@@ -137,9 +137,7 @@ def in_episode(problem: Problem, camera: str, parts: Sequence[tuple[int, int]], 
     return replace(problem, key=camera, episode=episode, frame=problem.frame - first)
 
 
-def _settle(
-    path: Path, camera: str, episode: EpisodeRow, first: int, total: int, fps: int, report: Reporter
-) -> None:
+def _settle(path: Path, camera: str, episode: EpisodeRow, first: int, total: int, fps: int, report: Reporter) -> None:
     """A time stamp and the sum of lengths disagree: harmless drift, or frames of another episode?"""
     frames = index_video(path).frames
     stamp = episode.spans[camera].from_timestamp

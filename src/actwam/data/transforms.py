@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from actwam.data.embodiment import Embodiment
 from actwam.data.normalize import Constant, Normalizer, NormMode, compute_stats
@@ -107,8 +108,7 @@ class RobotTransform:
         cameras = self.embodiment.cameras
         if set(images) != set(cameras.values()):
             raise ValueError(
-                f"embodiment {self.embodiment.name} has cameras {sorted(cameras.values())}, "
-                f"not {sorted(images)}"
+                f"embodiment {self.embodiment.name} has cameras {sorted(cameras.values())}, not {sorted(images)}"
             )
         for name, frames in images.items():
             if frames.dtype != np.uint8 or frames.shape[1:] != (*self.embodiment.image_size, 3):
@@ -134,15 +134,11 @@ class RobotTransform:
         used = action[..., : len(self.embodiment.action_names)]
         return absolute(self.action.denormalize(used), state, self.embodiment)
 
-    def observe(
-        self, observation: Observation
-    ) -> tuple[UInt8[np.ndarray, "1 h w 3"], Float[np.ndarray, "S"]]:
+    def observe(self, observation: Observation) -> tuple[UInt8[np.ndarray, "1 h w 3"], Float[np.ndarray, "S"]]:
         """The composed picture and the model's state of one observation."""
         names = self.embodiment.state_names
         if observation.state.shape != (len(names),):
-            raise ValueError(
-                f"state must be the {len(names)} of {names}, not shape {observation.state.shape}"
-            )
+            raise ValueError(f"state must be the {len(names)} of {names}, not shape {observation.state.shape}")
         picture = self.picture({name: image[None] for name, image in observation.images.items()})
         return picture, self.model_state(observation.state)
 
@@ -168,6 +164,39 @@ class RobotTransform:
 
     def norm_stats(self) -> dict[str, Any]:
         return {"state": self.state.to_json(), "action": self.action.to_json()}
+
+
+@dataclass(frozen=True)
+class FutureTransform:
+    """How the model sees future latents: as they are, or as scaled change from the present frame.
+
+    Most of a scene stands still. With `scale`, one number for each latent channel, "nothing changes" is zero, and a
+    small model need not learn to copy the background. What delta dimensions are for actions.
+    """
+
+    scale: tuple[float, ...] | None = None
+
+    @classmethod
+    def fit(cls, latents: Float[np.ndarray, "B Z 1+F h w"]) -> FutureTransform:
+        """The standard deviation of the change in every channel, over B windows of latents."""
+        change = latents[:, :, 1:] - latents[:, :, :1]
+        return cls(tuple(float(std) for std in change.std(axis=(0, 2, 3, 4)).clip(min=1e-6)))
+
+    def normalize(self, latents: Float[np.ndarray, "B Z 1+F h w"]) -> Float[np.ndarray, "B Z 1+F h w"]:
+        """The present as it is, then the future as the model sees it."""
+        if self.scale is None:
+            return latents
+        present, future = latents[:, :, :1], latents[:, :, 1:]
+        scale = np.array(self.scale, np.float32)[:, None, None, None]
+        return np.concatenate([present, (future - present) / scale], axis=2)
+
+    def denormalize(
+        self, future: Float[Tensor, "B Z F h w"], present: Float[Tensor, "B Z 1 h w"]
+    ) -> Float[Tensor, "B Z F h w"]:
+        """The inverse for the future: latents that the codec decodes."""
+        if self.scale is None:
+            return future
+        return present + future * torch.tensor(self.scale, device=future.device)[:, None, None, None]
 
 
 def relative(

@@ -59,12 +59,8 @@ def read_parquet(path: Path, columns: Sequence[str], max_rows: int) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         if "footer" in reason or "magic bytes" in reason or "file size" in reason.lower():
-            raise ValueError(
-                Problem(file=path, what="parquet file without footer", fix=_UNFINISHED)
-            ) from error
-        raise ValueError(
-            Problem(file=path, what=f"damaged parquet file ({reason})", fix=_COPY_AGAIN)
-        ) from error
+            raise ValueError(Problem(file=path, what="parquet file without footer", fix=_UNFINISHED)) from error
+        raise ValueError(Problem(file=path, what=f"damaged parquet file ({reason})", fix=_COPY_AGAIN)) from error
 
 
 def _read_tasks(path: Path, max_rows: int) -> dict[int, str]:
@@ -136,9 +132,7 @@ def _floats(path: Path, table: pa.Table, name: str) -> np.ndarray:
     """Scalars as float64, unchanged: NaN is data here, for `check` to find."""
     column = _complete(path, table, name)
     if not pa.types.is_floating(column.type):
-        raise ValueError(
-            Problem(file=path, key=name, what=f"is {column.type}, expected a float", fix=REWRITE)
-        )
+        raise ValueError(Problem(file=path, key=name, what=f"is {column.type}, expected a float", fix=REWRITE))
     values = column.to_numpy().astype(np.float64)
     if name != "timestamp" and not np.isfinite(values).all():
         raise ValueError(Problem(file=path, key=name, what="has NaN or Inf", fix=REWRITE))
@@ -169,7 +163,5 @@ def _vectors(path: Path, table: pa.Table, name: str, width: int) -> np.ndarray:
 def _complete(path: Path, table: pa.Table, name: str) -> pa.ChunkedArray:
     column = table.column(name)
     if column.null_count:
-        raise ValueError(
-            Problem(file=path, key=name, what=f"{column.null_count} values are missing", fix=REWRITE)
-        )
+        raise ValueError(Problem(file=path, key=name, what=f"{column.null_count} values are missing", fix=REWRITE))
     return column

@@ -73,9 +73,7 @@ class VideoWriter:
         """Encode T frames after those that are there. Raises ValueError on another size."""
         size = (self._stream.height, self._stream.width)
         if frames.shape[1:3] != size:
-            raise ValueError(
-                f"{self.path}: frames of {frames.shape[1:3]} in a video of {size} (height, width)"
-            )
+            raise ValueError(f"{self.path}: frames of {frames.shape[1:3]} in a video of {size} (height, width)")
         for number, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             frame = self._reformatter.reformat(frame, format=PIXEL_FORMAT)
@@ -151,9 +149,7 @@ def _index(path: Path, size: int, modified: int) -> VideoIndex:
         # Packets without data flush the decoder; those marked "discard" are decoded but never shown.
         packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
         if any(packet.pts is None for packet in packets):
-            raise ValueError(
-                Problem(file=path, what="a frame has no time stamp", fix="encode the video again")
-            )
+            raise ValueError(Problem(file=path, what="a frame has no time stamp", fix="encode the video again"))
         packets.sort(key=lambda packet: packet.pts)
         stamps = tuple(packet.pts for packet in packets)
         keyframes = tuple(number for number, packet in enumerate(packets) if packet.is_keyframe)
@@ -214,9 +210,7 @@ def iterate_frames(path: Path) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
             yield picture
 
 
-def _decoded(
-    path: Path, container: Any, stream: Any, index: VideoIndex, start: int
-) -> Iterator[tuple[int, Any]]:
+def _decoded(path: Path, container: Any, stream: Any, index: VideoIndex, start: int) -> Iterator[tuple[int, Any]]:
     """Number and picture of all frames from `start`, the keyframe that the container stands at."""
     reformatter = VideoReformatter()
     number = {stamp: rank for rank, stamp in enumerate(index.stamps)}

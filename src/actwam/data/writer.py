@@ -103,9 +103,7 @@ class DatasetWriter:
         """Append one episode, or write nothing and raise a ValueError that names episode and key."""
         number = len(self._rows)
         if self._broken:
-            raise ValueError(
-                f"{self.folder}: episode {number}: the one before was only half written; start again"
-            )
+            raise ValueError(f"{self.folder}: episode {number}: the one before was only half written; start again")
         check_episode(episode, self.embodiment, f"{self.folder}: episode {number}")
         self._broken = True  # until the last file has its part, a failure leaves files that disagree
         length, fps = len(episode.state), self.embodiment.fps
@@ -152,9 +150,7 @@ class DatasetWriter:
     def write_json(self, name: str, data: dict[str, Any]) -> None:
         """Add a file under meta/. Raises ValueError on a name the format uses, or on NaN in the data."""
         if name in _OWN_META or Path(name).name != name or not name.endswith(".json"):
-            raise ValueError(
-                f"{self.folder}: meta/{name} cannot be written; choose another plain name in .json"
-            )
+            raise ValueError(f"{self.folder}: meta/{name} cannot be written; choose another plain name in .json")
         _write_json(self._root / "meta" / name, data)
 
     def _close_files(self) -> None:
@@ -220,13 +216,9 @@ def _check_embodiment(folder: Path, embodiment: Embodiment) -> None:
     check_size(f"{folder}: embodiment {embodiment.name}", *embodiment.image_size)
     for name in embodiment.cameras.values():
         if not CAMERA_NAME.fullmatch(name):
-            raise ValueError(
-                f"{folder}: camera {name!r} is no plain name; use letters, digits, '_', '-' and '.'"
-            )
+            raise ValueError(f"{folder}: camera {name!r} is no plain name; use letters, digits, '_', '-' and '.'")
     if not embodiment.state_names or not embodiment.action_names:
-        raise ValueError(
-            f"{folder}: embodiment {embodiment.name} has no state or no action; name its dimensions"
-        )
+        raise ValueError(f"{folder}: embodiment {embodiment.name} has no state or no action; name its dimensions")
 
 
 def check_episode(episode: Episode, embodiment: Embodiment, where: str) -> None:
@@ -239,35 +231,25 @@ def check_episode(episode: Episode, embodiment: Embodiment, where: str) -> None:
     if missing := sorted(cameras - set(episode.images)):
         raise ValueError(f"{where}: cameras {missing} of {embodiment.name} are missing; record them")
     if unknown := sorted(set(episode.images) - cameras):
-        raise ValueError(
-            f"{where}: {embodiment.name} has no cameras {unknown}; add them to it or leave them out"
-        )
+        raise ValueError(f"{where}: {embodiment.name} has no cameras {unknown}; add them to it or leave them out")
     for camera, frames in episode.images.items():
         expected = (length, *embodiment.image_size, 3)
         if frames.dtype != np.uint8:
-            raise ValueError(
-                f"{where}: camera {camera}: pictures are {frames.dtype}, expected uint8 from 0 to 255"
-            )
+            raise ValueError(f"{where}: camera {camera}: pictures are {frames.dtype}, expected uint8 from 0 to 255")
         if frames.shape != expected:
-            raise ValueError(
-                f"{where}: camera {camera}: shape {frames.shape}, expected {expected} (T, H, W, 3)"
-            )
+            raise ValueError(f"{where}: camera {camera}: shape {frames.shape}, expected {expected} (T, H, W, 3)")
     for key, values, names in (
         ("state", episode.state, embodiment.state_names),
         ("action", episode.action, embodiment.action_names),
     ):
         if values.shape != (length, len(names)):
-            raise ValueError(
-                f"{where}: {key}: shape {values.shape}, expected {(length, len(names))} for {names}"
-            )
+            raise ValueError(f"{where}: {key}: shape {values.shape}, expected {(length, len(names))} for {names}")
         if not np.issubdtype(values.dtype, np.floating):
             raise ValueError(f"{where}: {key}: is {values.dtype}, expected float32")
         bad = np.argwhere(~np.isfinite(values.astype(np.float32)))
         if len(bad):
             frame, i = (int(n) for n in bad[0])
-            raise ValueError(
-                f"{where}: {key}: frame {frame}: {names[i]} is {values[frame, i]}; drop the episode"
-            )
+            raise ValueError(f"{where}: {key}: frame {frame}: {names[i]} is {values[frame, i]}; drop the episode")
 
 
 @dataclass
@@ -278,9 +260,7 @@ class _Place:
     file: int = 0
 
     def advance(self) -> None:
-        self.chunk, self.file = (
-            (self.chunk + 1, 0) if self.file == FILES_PER_CHUNK - 1 else (self.chunk, self.file + 1)
-        )
+        self.chunk, self.file = (self.chunk + 1, 0) if self.file == FILES_PER_CHUNK - 1 else (self.chunk, self.file + 1)
 
 
 class _DataFiles:
@@ -301,9 +281,7 @@ class _DataFiles:
             place = {"chunk_index": self._place.chunk, "file_index": self._place.file}
             self._path = self._root / DATA_PATH.format(**place)
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(
-                self._path, table.schema, compression="snappy", use_dictionary=True
-            )
+            self._writer = pq.ParquetWriter(self._path, table.schema, compression="snappy", use_dictionary=True)
         self._writer.write_table(table, row_group_size=table.num_rows)
         return self._place.chunk, self._place.file
 
@@ -361,13 +339,9 @@ def _episode_table(rows: list[dict[str, Any]]) -> pa.Table:
 
 def _write_tasks(path: Path, tasks: list[str]) -> None:
     """Column `task_index`, and the sentence as pandas index "task": LeRobot reads `tasks.iloc[i].name`."""
-    table = pa.table(
-        {"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())}
-    )
+    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
 
-    def column(
-        name: str | None, kind: str, stored: str, metadata: dict[str, str] | None = None
-    ) -> dict[str, Any]:
+    def column(name: str | None, kind: str, stored: str, metadata: dict[str, str] | None = None) -> dict[str, Any]:
         return {
             "name": name,
             "field_name": name,

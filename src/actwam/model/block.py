@@ -124,9 +124,7 @@ class Block(nn.Module):
         super().__init__()
         self.experts = nn.ModuleList(ExpertBlock(config, expert) for expert in config.experts)
 
-    def project(
-        self, streams: Sequence[Stream], runs: Sequence[tuple[Run, ...]]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, streams: Sequence[Stream], runs: Sequence[tuple[Run, ...]]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of all streams in order, (B, N, L, G) each."""
         parts = [self._expert(s).project(s, r) for s, r in zip(streams, runs, strict=True)]
         q, k, v = (torch.cat(side, dim=2) if len(side) > 1 else side[0] for side in zip(*parts, strict=True))

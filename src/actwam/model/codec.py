@@ -64,14 +64,9 @@ class PatchPCACodec:
         return cls(patch, mean, basis.float().contiguous(), scale.float())
 
     def encode(self, video: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B Z F h w"]:
-        if (
-            video.shape[2] != self.mean.shape[0] * self.patch
-            or video.shape[3] != self.mean.shape[1] * self.patch
-        ):
+        if video.shape[2] != self.mean.shape[0] * self.patch or video.shape[3] != self.mean.shape[1] * self.patch:
             expected = f"{self.mean.shape[0] * self.patch} x {self.mean.shape[1] * self.patch}"
-            raise ValueError(
-                f"this codec reads pictures of {expected}, not {video.shape[2]} x {video.shape[3]}"
-            )
+            raise ValueError(f"this codec reads pictures of {expected}, not {video.shape[2]} x {video.shape[3]}")
         latents = (_patches(video.flatten(0, 1), self.patch) - self.mean) @ (self.basis / self.scale)
         return rearrange(latents, "(b f) h w z -> b z f h w", b=len(video))
 
@@ -100,7 +95,5 @@ class PatchPCACodec:
 def _patches(frames: UInt8[Tensor, "T H W 3"], patch: int) -> Float[Tensor, "T h w p"]:
     """Patches as rows of values in 0..1."""
     if frames.shape[1] % patch or frames.shape[2] % patch:
-        raise ValueError(
-            f"{frames.shape[1]} x {frames.shape[2]} pixels do not divide into patches of {patch}"
-        )
+        raise ValueError(f"{frames.shape[1]} x {frames.shape[2]} pixels do not divide into patches of {patch}")
     return rearrange(frames.float() / 255, "t (h p) (w q) c -> t h w (p q c)", p=patch, q=patch)

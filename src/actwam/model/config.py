@@ -48,8 +48,7 @@ class TransformerConfig:
             raise ValueError(f"every group must live in exactly one expert, but the experts hold {routed}")
         if self.share_state_encoder and self.state_width != self.action_width:
             raise ValueError(
-                f"share_state_encoder needs equal widths, not state {self.state_width} and action "
-                f"{self.action_width}"
+                f"share_state_encoder needs equal widths, not state {self.state_width} and action {self.action_width}"
             )
 
     def expert_of(self, group: Group) -> int:
@@ -78,7 +77,5 @@ def two_experts(visual: tuple[int, int], action: tuple[int, int]) -> tuple[Exper
     """(width, ffn width) of a visual and of an action stream, as in GWP-0.5 (mixture of transformers)."""
     return (
         ExpertConfig(width=action[0], ffn_width=action[1], groups=(Group.STATE, Group.ACTION)),
-        ExpertConfig(
-            width=visual[0], ffn_width=visual[1], groups=(Group.HISTORY, Group.OBSERVATION, Group.FUTURE)
-        ),
+        ExpertConfig(width=visual[0], ffn_width=visual[1], groups=(Group.HISTORY, Group.OBSERVATION, Group.FUTURE)),
     )

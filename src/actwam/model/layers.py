@@ -49,9 +49,7 @@ def rotate(x: Float[Tensor, "... G"], rope: Tensor) -> Float[Tensor, "... G"]:
     return torch.view_as_real(pairs * rope).flatten(-2)
 
 
-def rms_norm(
-    x: Float[Tensor, "... i"], weight: Float[Tensor, "... i"], eps: float
-) -> Float[Tensor, "... i"]:
+def rms_norm(x: Float[Tensor, "... i"], weight: Float[Tensor, "... i"], eps: float) -> Float[Tensor, "... i"]:
     """x / sqrt(mean(x^2) + eps) * weight, in float32 whatever x is: the angles that follow want float32.
 
     Written with a vector norm, which is one pass forward and one backward; PyTorch's own takes four on a CPU.
@@ -98,6 +96,12 @@ class FeedForward(nn.Sequential):
         super().__init__(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, out or width))
 
 
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _frequencies(n: int, device: torch.device) -> Float[Tensor, "n"]:
+    return ROPE_THETA ** -(torch.arange(n, device=device, dtype=torch.float32) / n)
+
+
 class NoiseEmbedding(nn.Module):
     """A noise level as a vector, and as the six modulations of a block.
 
@@ -112,9 +116,7 @@ class NoiseEmbedding(nn.Module):
         self.project = nn.Linear(width, 6 * width)
 
     def forward(self, sigma: Float[Tensor, "B n"]) -> tuple[Float[Tensor, "B n D"], Float[Tensor, "B n 6 D"]]:
-        half = self.frequencies // 2
-        exponent = torch.arange(half, device=sigma.device, dtype=torch.float32) / half
-        angle = 1000.0 * sigma.float()[..., None] * torch.exp(-math.log(ROPE_THETA) * exponent)
+        angle = 1000.0 * sigma.float()[..., None] * _frequencies(self.frequencies // 2, sigma.device)
         waves = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.project.weight.dtype)
         embedded = self.embed(waves)
         return embedded, self.project(F.silu(embedded)).unflatten(-1, (6, -1))

@@ -58,9 +58,7 @@ def words(instruction: str) -> list[str]:
 def _embed(instruction: str, tokens: int, width: int) -> Float[np.ndarray, "M E"]:
     found = words(instruction)
     if not 0 < len(found) <= tokens:
-        raise ValueError(
-            f"instruction has {len(found)} words, this model reads 1 to {tokens}: {instruction!r}"
-        )
+        raise ValueError(f"instruction has {len(found)} words, this model reads 1 to {tokens}: {instruction!r}")
     embedding = np.zeros((tokens, width), np.float32)
     for i, word in enumerate(found):
         seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")

@@ -66,9 +66,7 @@ class TextContext:
         pairs = (tuple(zip(*layer, strict=True)) for layer in layers)
         return cls(
             tuple(
-                tuple(
-                    (torch.cat([k for k, _ in expert]), torch.cat([v for _, v in expert])) for expert in layer
-                )
+                tuple((torch.cat([k for k, _ in expert]), torch.cat([v for _, v in expert])) for expert in layer)
                 for layer in pairs
             )
         )

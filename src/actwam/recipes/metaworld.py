@@ -22,7 +22,7 @@ from actwam.types import Mode
 IMAGE_SIZE = (128, 128)
 
 
-def laptop(general_steps: int = 200, adapt_steps: int = 250, align_steps: int = 1000) -> Recipe:
+def laptop(general_steps: int = 90, adapt_steps: int = 110, align_steps: int = 750) -> Recipe:
     """The recipe of `actwam demo`."""
     text = HashedWords(width=64, tokens=16)
     objective = ObjectiveConfig(action_weight=1.0, future_weight=1.0, action_shift=1.0, future_shift=1.0)
@@ -45,19 +45,18 @@ def laptop(general_steps: int = 200, adapt_steps: int = 250, align_steps: int = 
         codec=CodecConfig(patch=16, channels=64),
         text=text,
         layout=t_layout(64, 64, 32),
-        window=Window(action_horizon=24, future_offsets=(4, 8, 12, 16, 20, 24)),
+        window=Window(action_horizon=24, future_offsets=(3, 6, 9, 12, 15, 18, 21, 24)),
+        future_as_change=True,
         sampling=Sampling(num_steps=5, action_shift=1.0, future_shift=1.0),
         stages=(
             _stage("general", {Mode.VIDEO: "general"}, general_steps, 32, objective),
             _stage("adapt", {Mode.VIDEO: "adapt", Mode.WORLD: "adapt"}, adapt_steps, 32, objective),
-            _stage("align", {Mode.POLICY: "demos"}, align_steps, 64, replace(objective, future_share=0.2)),
+            _stage("align", {Mode.POLICY: "demos"}, align_steps, 64, replace(objective, future_share=0.15)),
         ),
     )
 
 
-def _stage(
-    name: str, sources: dict[Mode, str], steps: int, batch_size: int, objective: ObjectiveConfig
-) -> StageConfig:
+def _stage(name: str, sources: dict[Mode, str], steps: int, batch_size: int, objective: ObjectiveConfig) -> StageConfig:
     return StageConfig(
         name=name,
         sources=tuple(SourceConfig(dataset=dataset, mode=mode) for mode, dataset in sources.items()),

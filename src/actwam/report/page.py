@@ -112,8 +112,7 @@ def contents(folder: Path) -> dict[str, Any]:
     names, stages = _read_stages(folder / "train")
     imagine = _read_json(folder / "imagine" / "imagine.json", _IMAGINE)
     strips = [
-        {**strip, "data": _inline(folder / "imagine" / strip["file"], "image/png")}
-        for strip in imagine["strips"]
+        {**strip, "data": _inline(folder / "imagine" / strip["file"], "image/png")} for strip in imagine["strips"]
     ]
     return {
         "results": results,

@@ -123,9 +123,7 @@ def record(env: Env, seed: int, actions: Float[np.ndarray, "T A"]) -> Episode:
         observations.append(env.observe())
         env.step(action)
     return Episode(
-        images={
-            name: np.stack([seen.images[name] for seen in observations]) for name in observations[0].images
-        },
+        images={name: np.stack([seen.images[name] for seen in observations]) for name in observations[0].images},
         state=np.stack([seen.state for seen in observations]),
         action=actions,
         instruction=env.instruction,
@@ -155,9 +153,7 @@ class Collector:
         """The environment of the last job if it fits: jobs come task by task."""
         if self._env is None or self._env.task != task:
             self.close()
-            self._env = MetaWorldEnv(
-                task, scene=self._scene, image_size=self._image_size, max_steps=self._max_steps
-            )
+            self._env = MetaWorldEnv(task, scene=self._scene, image_size=self._image_size, max_steps=self._max_steps)
         return self._env
 
 
@@ -250,7 +246,5 @@ def _provenance(
         "image_size": list(image_size),
         "action_noise": action_noise,
         "max_steps": max_steps,
-        "tasks": [
-            {"task": task, "seeds": seeds[task], "seeds_of_failed_experts": failed[task]} for task in seeds
-        ],
+        "tasks": [{"task": task, "seeds": seeds[task], "seeds_of_failed_experts": failed[task]} for task in seeds],
     }

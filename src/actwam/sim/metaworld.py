@@ -216,7 +216,5 @@ def check_action(action: Float[np.ndarray, "..."], where: str) -> Float[np.ndarr
     if action.shape != (len(ACTION_NAMES),):
         raise ValueError(f"{where}: the action has shape {action.shape}, expected ({len(ACTION_NAMES)},)")
     if not np.isfinite(action).all():
-        raise ValueError(
-            f"{where}: the action {action.tolist()} is not finite: look at the policy or its statistics"
-        )
+        raise ValueError(f"{where}: the action {action.tolist()} is not finite: look at the policy or its statistics")
     return np.clip(action, -1, 1).astype(np.float32)

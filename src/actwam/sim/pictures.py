@@ -151,9 +151,7 @@ def _thinned(model: mujoco.MjModel, cell: float) -> mujoco.MjModel:
     return model
 
 
-def _in_view(
-    model: mujoco.MjModel, data: mujoco.MjData, camera: Camera, aspect: float
-) -> Bool[np.ndarray, "G"]:
+def _in_view(model: mujoco.MjModel, data: mujoco.MjData, camera: Camera, aspect: float) -> Bool[np.ndarray, "G"]:
     """Which of the G geoms may be seen: the boxes of all others lie outside the pyramid of the view.
 
     A box is out when all of it is behind one side of the pyramid. A plane is endless and always in.

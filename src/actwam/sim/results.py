@@ -178,7 +178,5 @@ def _read(path: Path) -> list[EpisodeResult]:
         try:
             results.append(EpisodeResult.from_json(json.loads(line)))
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"{path}: line {number} is damaged ({error}): delete the line and resume"
-            ) from error
+            raise ValueError(f"{path}: line {number} is damaged ({error}): delete the line and resume") from error
     return results

@@ -159,9 +159,7 @@ class Plan:
 
     def waves(self) -> list[list[tuple[str, int]]]:
         episodes = self.episodes()
-        return [
-            episodes[start : start + self.in_parallel] for start in range(0, len(episodes), self.in_parallel)
-        ]
+        return [episodes[start : start + self.in_parallel] for start in range(0, len(episodes), self.in_parallel)]
 
     def settings(self) -> dict[str, Any]:
         return asdict(self) | {"versions": {name: version(name) for name in ("metaworld", "mujoco")}}

@@ -59,8 +59,7 @@ class Workers:
         pairs = [spawn.Pipe() for _ in range(self._count)]
         self._pipes: list[Connection] = [parent for parent, _ in pairs]
         self._processes = [
-            spawn.Process(target=_serve, args=(child, self._make, self._args), daemon=True)
-            for _, child in pairs
+            spawn.Process(target=_serve, args=(child, self._make, self._args), daemon=True) for _, child in pairs
         ]
         with _environment(SINGLE_THREAD):
             for process in self._processes:

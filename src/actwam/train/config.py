@@ -93,6 +93,8 @@ class Recipe:
     stages: tuple[StageConfig, ...]
     normalize: Literal["quantile", "mean_std", "min_max"] = "quantile"
     constant: Literal["error", "center"] = "error"
+    future_as_change: bool = False
+    """Show the model future latents as their change from the present frame (`FutureTransform`)."""
 
     def robot(self, robot_type: str) -> Embodiment:
         """The robot that a dataset was recorded on. Raises ValueError listing the robots of this recipe."""

@@ -53,9 +53,7 @@ def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | Non
     for i in wanted:
         stage, done = recipe.stages[i], checkpoints(folders[i])
         if done and not run.resume:
-            raise ValueError(
-                f"{folders[i]}: holds checkpoints already; resume with --resume, or choose another folder"
-            )
+            raise ValueError(f"{folders[i]}: holds checkpoints already; resume with --resume, or choose another folder")
         if done and step_of(done[-1]) == stage.steps:
             continue
         if i and not checkpoints(folders[i - 1]):
@@ -67,7 +65,7 @@ def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | Non
             start = load(source)
             require_recipe(start, recipe, source)
         else:
-            start = initial(recipe, datasets, run.progress)
+            start = initial(recipe, datasets, run.cache, run.progress)
         batches = mixture(stage, start, datasets, run.cache, run.progress)
         train_stage(recipe, stage, start, batches, folders[i], run, done[-1] if done else None)
     return folders[wanted[-1]]
@@ -145,8 +143,8 @@ def train_step(
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), stage.grad_clip)
     if not bool(torch.isfinite(norm)):
         raise ValueError(
-            f"stage {stage.name}: loss {parts['loss'].item()} with gradient norm {norm.item()} at step "
-            f"{step} (seed {stage.seed}); the weights are unchanged; check the data or lower the learning rate"
+            f"stage {stage.name}: loss {parts['loss'].item()} with gradient norm {norm.item()} at step {step} "
+            f"(seed {stage.seed}); the weights are unchanged; check the data or lower the learning rate"
         )
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(stage, step)
@@ -160,9 +158,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`."""
     if device.type == "cpu":
         return batch
-    moved: dict[str, Any] = {
-        name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)
-    }
+    moved: dict[str, Any] = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
     return replace(batch, **moved)
 
 

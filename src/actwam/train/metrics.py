@@ -64,9 +64,7 @@ class WeightsAndBiases:
     def __init__(self, folder: Path) -> None:
         import wandb
 
-        self._run = wandb.init(
-            project="actwam", name=folder.name, dir=str(folder), resume="allow", id=folder.name
-        )
+        self._run = wandb.init(project="actwam", name=folder.name, dir=str(folder), resume="allow", id=folder.name)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)

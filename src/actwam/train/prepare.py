@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ from actwam.checkpoint import Checkpoint
 from actwam.data.dataset import LeRobotDataset, require_embodiment
 from actwam.data.latents import Latents, cache_latents
 from actwam.data.loader import Mixture, Source, action_chunks, require_length
-from actwam.data.transforms import RobotTransform, ViewLayout, fit_normalizers
+from actwam.data.transforms import FutureTransform, RobotTransform, ViewLayout, fit_normalizers
 from actwam.model.codec import PatchPCACodec
 from actwam.model.transformer import WorldActionTransformer
 from actwam.train.config import CodecConfig, Recipe, StageConfig
 from actwam.types import Mode
+
+CHANGE_WINDOWS = 512
+"""Windows of the first stage that the scale of change is measured on."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done and how much there is."""
@@ -32,9 +36,7 @@ def open_datasets(recipe: Recipe, folders: Mapping[str, Path]) -> dict[str, LeRo
     needed = {source.dataset for stage in recipe.stages for source in stage.sources}
     missing = sorted(needed - set(folders))
     if missing:
-        raise ValueError(
-            f"recipe {recipe.name} needs datasets {', '.join(missing)}: give each as NAME=FOLDER"
-        )
+        raise ValueError(f"recipe {recipe.name} needs datasets {', '.join(missing)}: give each as NAME=FOLDER")
     datasets = {name: LeRobotDataset.open(folders[name]) for name in sorted(needed)}
     for dataset in datasets.values():
         require_embodiment(dataset, recipe.robot(dataset.robot_type))
@@ -69,6 +71,7 @@ def require_recipe(checkpoint: Checkpoint, recipe: Recipe, source: Path) -> None
         "window": (checkpoint.window, recipe.window),
         "robots": (tuple(robot.embodiment for robot in checkpoint.robots), recipe.robots),
         "view layout": ({robot.layout for robot in checkpoint.robots}, {recipe.layout}),
+        "future_as_change": (checkpoint.future.scale is not None, recipe.future_as_change),
     }
     other = [name for name, (found, wanted) in sides.items() if found != wanted]
     if other:
@@ -90,9 +93,7 @@ def fit_robots(recipe: Recipe, datasets: Mapping[str, LeRobotDataset]) -> tuple[
         ]
         used = next((found for found in teaching if found), None)
         if used is None:
-            raise ValueError(
-                f"recipe {recipe.name}: no dataset of robot {embodiment.name} to take statistics from"
-            )
+            raise ValueError(f"recipe {recipe.name}: no dataset of robot {embodiment.name} to take statistics from")
         states, chunks = zip(*(action_chunks(dataset, recipe.window) for dataset in used), strict=True)
         state, action = fit_normalizers(
             np.concatenate(states),
@@ -126,8 +127,7 @@ def fit_codec(
             rows = np.arange(-episode.start % every, episode.length, every)
             if len(rows):
                 views = {
-                    camera: dataset.frames(camera, episode.index, rows)
-                    for camera in robot.embodiment.cameras.values()
+                    camera: dataset.frames(camera, episode.index, rows) for camera in robot.embodiment.cameras.values()
                 }
                 pictures.append(robot.picture(views))
             progress(f"codec: frames of {name}", episode.index + 1, len(dataset.episodes))
@@ -135,12 +135,12 @@ def fit_codec(
     return PatchPCACodec.fit(frames, patch=config.patch, channels=config.channels)
 
 
-def initial(recipe: Recipe, datasets: Mapping[str, LeRobotDataset], progress: Progress) -> Checkpoint:
+def initial(recipe: Recipe, datasets: Mapping[str, LeRobotDataset], cache: Path, progress: Progress) -> Checkpoint:
     """The system before training: random weights, fitted codec and statistics."""
     robots = fit_robots(recipe, datasets)
     codec = fit_codec(recipe, datasets, robots, progress)
     torch.manual_seed(recipe.stages[0].seed)
-    return Checkpoint(
+    checkpoint = Checkpoint(
         model=WorldActionTransformer(recipe.model),
         codec=codec,
         text=recipe.text,
@@ -150,6 +150,11 @@ def initial(recipe: Recipe, datasets: Mapping[str, LeRobotDataset], progress: Pr
         sampling=recipe.sampling,
         trained={"recipe": recipe.name, "stage": None, "step": 0},
     )
+    if not recipe.future_as_change:
+        return checkpoint
+    some = replace(recipe.stages[0], batch_size=CHANGE_WINDOWS)
+    windows = mixture(some, checkpoint, datasets, cache, progress).batch(0)
+    return replace(checkpoint, future=FutureTransform.fit(windows.latents.numpy()))
 
 
 def mixture(
@@ -172,15 +177,14 @@ def mixture(
             checkpoint.window,
             source.mode,
             source.weight,
+            checkpoint.future,
         )
         for source in stage.sources
     ]
     return Mixture(sources, stage.batch_size, stage.seed)
 
 
-def encode_dataset(
-    dataset: LeRobotDataset, checkpoint: Checkpoint, cache: Path, progress: Progress
-) -> Latents:
+def encode_dataset(dataset: LeRobotDataset, checkpoint: Checkpoint, cache: Path, progress: Progress) -> Latents:
     """The latents of a dataset, from `cache` or encoded once; keyed by dataset, codec and layout."""
     robot = _robot_of(checkpoint.robots, dataset)
 
@@ -207,9 +211,7 @@ def _robot_of(robots: Sequence[RobotTransform], dataset: LeRobotDataset) -> Robo
     robot = next((robot for robot in robots if robot.embodiment.name == dataset.robot_type), None)
     if robot is None:
         known = ", ".join(robot.embodiment.name for robot in robots)
-        raise ValueError(
-            f"{dataset.folder}: recorded on {dataset.robot_type!r}, this checkpoint knows {known}"
-        )
+        raise ValueError(f"{dataset.folder}: recorded on {dataset.robot_type!r}, this checkpoint knows {known}")
     require_embodiment(dataset, robot.embodiment)
     return robot
 

@@ -193,9 +193,7 @@ def read_clip(policy: Policy, dataset: LeRobotDataset, episode: int, start: int)
     views = _views(dataset, policy.robot, episode, start + np.array([0, *window.future_offsets]))
     picture, row = policy.robot.picture(views), dataset.episodes[episode].start + start
     actions = dataset.action[row : row + window.action_horizon]
-    return Clip(
-        episode, start, _observation(dataset, episode, start, views), actions, picture[0], picture[1:]
-    )
+    return Clip(episode, start, _observation(dataset, episode, start, views), actions, picture[0], picture[1:])
 
 
 def _views(
@@ -215,9 +213,7 @@ def _observation(
     return Observation(images, dataset.state[info.start + frame], info.instruction)
 
 
-def measure(
-    clip: Clip, imagined: UInt8[np.ndarray, "F H W 3"], decoded: UInt8[np.ndarray, "F H W 3"]
-) -> Measures:
+def measure(clip: Clip, imagined: UInt8[np.ndarray, "F H W 3"], decoded: UInt8[np.ndarray, "F H W 3"]) -> Measures:
     """Compare an imagined future, and both references, with the real one."""
     persistence = np.broadcast_to(clip.present, clip.future.shape)
     videos = dict(zip(METHODS, (imagined, persistence, decoded), strict=True))

@@ -30,9 +30,7 @@ def draw_strip(
     parts = {"real": real, "imagined": imagined, "difference": difference}
     tiles = [("present", present)]
     tiles += [
-        (f"{name} +{step}", frame)
-        for name, video in parts.items()
-        for step, frame in zip(steps, video, strict=True)
+        (f"{name} +{step}", frame) for name, video in parts.items() for step, frame in zip(steps, video, strict=True)
     ]
     height, width = present.shape[:2]
     scale = -(-TILE_WIDTH // width)
