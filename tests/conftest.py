@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 
+import hypothesis
 import jaxtyping
 import pytest
 import torch
@@ -24,6 +25,9 @@ os.environ["MPLBACKEND"] = "Agg"
 # that wait for one another make every operation ten times slower. Child processes, which may train, have two.
 os.environ["OMP_NUM_THREADS"] = "2"
 torch.set_num_threads(1)
+# The same examples every time, and however slow the machine is.
+hypothesis.settings.register_profile("actwam", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("actwam")
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from actwam import checkpoint as module
 from actwam.checkpoint import checkpoints, load, load_weights, newest, save
+from actwam.data.transforms import FutureTransform
 from actwam.tokens import TABLES
 
 TRAIN_STATE = {"weight/a": torch.arange(6.0), "step/a": torch.zeros(())}
@@ -63,7 +64,8 @@ def refusal(folder: Path) -> str:
 @pytest.mark.parametrize("experts", ["one", "two"])
 @pytest.mark.parametrize("table", ["ACTION_CENTERED", "JOINT"])
 def test_everything_comes_back_bit_for_bit(tmp_path: Path, experts: str, table: str) -> None:
-    before = tiny.checkpoint(experts, table=TABLES[table])
+    scale = (0.1, 1 / 3, 2e-6, 1.0, 2.0, 3.0) if table == "JOINT" else None
+    before = tiny.checkpoint(experts, table=TABLES[table], future=FutureTransform(scale))
     save(before, tmp_path / "c")
     after = load(tmp_path / "c")
     for name, tensor in before.model.state_dict().items():
@@ -73,7 +75,7 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path, experts: str, table: 
     assert after.codec.patch == before.codec.patch
     assert after.robots == before.robots
     assert (after.text, after.table, after.window) == (before.text, before.table, before.window)
-    assert (after.sampling, after.trained) == (before.sampling, before.trained)
+    assert (after.sampling, after.future, after.trained) == (before.sampling, before.future, before.trained)
     assert not after.model.training
 
 

@@ -189,3 +189,20 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
 def test_an_exact_prediction_has_no_loss() -> None:
     out = noisy(batch(Mode.POLICY, Mode.INVERSE, Mode.VIDEO))
     assert float(losses(out.targets, out, CONFIG)["loss"]) == 0
+
+
+def test_some_policy_batches_teach_the_action_alone() -> None:
+    half = ObjectiveConfig(future_share=0.5)
+    made = batch(Mode.POLICY, Mode.POLICY)
+    with_future = [FUT in noisy(made, seed, half).values for seed in range(200)]
+    assert 70 < sum(with_future) < 130
+    alone = noisy(made, with_future.index(False), half)
+    assert set(alone.values) == {OBS, STATE, ACT}
+    assert set(losses(predictions(alone), alone, half)) == {"loss", "loss_action"}
+    assert all(FUT in noisy(made, seed).values for seed in range(20))
+
+
+@pytest.mark.parametrize("mode", [Mode.VIDEO, Mode.WORLD, Mode.INVERSE])
+def test_a_batch_that_needs_its_future_keeps_it(mode: Mode) -> None:
+    never = ObjectiveConfig(future_share=0.0)
+    assert all(FUT in noisy(batch(Mode.POLICY, mode), seed, never).values for seed in range(20))

@@ -12,6 +12,7 @@ import torch
 
 from actwam.checkpoint import Checkpoint, save
 from actwam.data.loader import Window
+from actwam.data.transforms import FutureTransform
 from actwam.policy import Policy
 from actwam.tokens import ACTION_CENTERED, ACTION_ONLY, BIDIRECTIONAL, JOINT, UNCOUPLED, VIDEO_FIRST
 from actwam.types import Group, Observation
@@ -100,6 +101,16 @@ def test_imagining_without_actions_gives_both() -> None:
     assert imagined.video.dtype == np.uint8
     assert imagined.video.std() > 1
     assert imagined.actions.shape == (tiny.HORIZON, 3)
+
+
+def test_a_future_shown_as_change_is_added_to_the_present() -> None:
+    still = tiny.checkpoint(future=FutureTransform((1e-6,) * tiny.CHANNELS))
+    seen = observations(1)[0]
+    imagined = policy(0, still).imagine(seen)
+    picture, _ = still.robots[0].observe(seen)
+    present = still.codec.decode(still.codec.encode(torch.from_numpy(picture)[None]))[0, 0].numpy()
+    assert all(np.abs(frame.astype(int) - present).max() <= 1 for frame in imagined.video)
+    assert (policy().imagine(seen).video[0] != present).mean() > 0.5
 
 
 @pytest.mark.parametrize("index", [0, 1])

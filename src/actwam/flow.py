@@ -31,6 +31,18 @@ def velocity(clean: Float[Tensor, "..."], noise: Float[Tensor, "..."]) -> Float[
     return noise - clean
 
 
+def precondition(sigma: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+    """(skip, scale) such that velocity = skip * noisy + scale * network, with a network target of unit variance.
+
+    The analogue for this flow of EDM's preconditioning (arXiv 2206.00364, eq. 7 and appendix B.6), for clean values of
+    unit variance: skip is the best linear guess cov(velocity, noisy) / var(noisy) = (2s - 1) / ((1-s)^2 + s^2), and
+    scale the deviation that remains, 1 / sqrt((1-s)^2 + s^2). At sigma 1 the network predicts -clean, at sigma 0 the
+    noise; it never has to carry noise from its input to its output, which a small one does badly.
+    """
+    variance = (1 - sigma) ** 2 + sigma**2
+    return (2 * sigma - 1) / variance, variance.rsqrt()
+
+
 def shift(sigma: Float[Tensor, "..."], flow_shift: float) -> Float[Tensor, "..."]:
     """Push noise levels towards 1 by k*s / (1 + (k-1)*s); 0 and 1 stay, and k = 1 changes nothing."""
     if flow_shift <= 0:

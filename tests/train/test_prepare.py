@@ -185,6 +185,10 @@ def test_the_scale_of_change_is_fitted_when_the_recipe_asks(folders: dict[str, P
     recipe = replace(tiny.recipe(), future_as_change=True)
     datasets = open_datasets(recipe, folders)
     checkpoint = initial(recipe, datasets, tmp_path, silent)
-    assert initial(tiny.recipe(), datasets, tmp_path, silent).future.scale is None
+    absolute = initial(tiny.recipe(), datasets, tmp_path, silent)
+    assert absolute.future.scale is None
+    with pytest.raises(ValueError, match="has not the future_as_change of recipe tiny"):
+        prepare.require_recipe(absolute, recipe, tmp_path)
+    prepare.require_recipe(checkpoint, recipe, tmp_path)
     future = mixture(recipe.stages[0], checkpoint, datasets, tmp_path, silent).batch(0).latents[:, :, 1:]
     assert 0.3 < float(future.std()) < 3

@@ -177,12 +177,12 @@ class FutureTransform:
     scale: tuple[float, ...] | None = None
 
     @classmethod
-    def fit(cls, latents: Float[np.ndarray, "B Z 1+F h w"]) -> FutureTransform:
+    def fit(cls, latents: Float[np.ndarray, "B Z T h w"]) -> FutureTransform:
         """The standard deviation of the change in every channel, over B windows of latents."""
         change = latents[:, :, 1:] - latents[:, :, :1]
         return cls(tuple(float(std) for std in change.std(axis=(0, 2, 3, 4)).clip(min=1e-6)))
 
-    def normalize(self, latents: Float[np.ndarray, "B Z 1+F h w"]) -> Float[np.ndarray, "B Z 1+F h w"]:
+    def normalize(self, latents: Float[np.ndarray, "B Z T h w"]) -> Float[np.ndarray, "B Z T h w"]:
         """The present as it is, then the future as the model sees it."""
         if self.scale is None:
             return latents

@@ -23,7 +23,8 @@ class TransformerConfig:
 
     `patch` is height and width in latent pixels of one visual token. `state_width` and `action_width` are the
     padded widths of the widest robot; `embodiments` is how many robots have projectors of their own. With
-    `share_state_encoder` the action encoder also encodes the state, as in the official GWP-0.
+    `share_state_encoder` the action encoder also encodes the state, as in the official GWP-0. With `precondition` the
+    network predicts what the noisy value alone does not tell (`flow.precondition`); the official models do without.
     """
 
     layers: int
@@ -39,6 +40,7 @@ class TransformerConfig:
     embodiments: int = 1
     projector_widths: tuple[int, int] = (128, 256)
     share_state_encoder: bool = False
+    precondition: bool = False
     frequencies: int = 256
     eps: float = 1e-6
 

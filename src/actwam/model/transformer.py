@@ -21,6 +21,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from actwam import flow
 from actwam.model.block import Block, CrossAttention, ExpertBlock, Stream
 from actwam.model.config import TransformerConfig
 from actwam.model.layers import FeedForward, NoiseEmbedding, modulate, step_rope, visual_rope
@@ -240,14 +241,24 @@ class WorldActionTransformer(nn.Module):
     ) -> Float[Tensor, "B ..."]:
         hidden = self.experts[self.config.expert_of(item.group)].head(x, embedded)
         if item.group is Group.ACTION:
-            return self.action_decoder(hidden, embodiment).float()
+            return self._skip(item.value, self.action_decoder(hidden, embodiment), item.sigma)
         frames, h, w = item.value.shape[2:]
         ph, pw = self.config.patch
+        noisy = rearrange(item.value, "b z f (h p) (w q) -> b (f h w) (p q z)", p=ph, q=pw)
         return rearrange(
-            self.patch_head(hidden).float(),
+            self._skip(noisy, self.patch_head(hidden), item.sigma),
             "b (f h w) (p q z) -> b z f (h p) (w q)",
             f=frames, h=h // ph, w=w // pw, p=ph, q=pw,
         )  # fmt: skip
+
+    def _skip(
+        self, noisy: Float[Tensor, "B n c"], output: Float[Tensor, "B n c"], sigma: Float[Tensor, "B _"]
+    ) -> Float[Tensor, "B n c"]:
+        """The velocity of tokens, in float32, from what the network puts out for them."""
+        if not self.config.precondition:
+            return output.float()
+        skip, scale = flow.precondition(sigma[..., None].float())
+        return skip * noisy + scale * output.float()
 
     def _segments(self, inputs: Sequence[GroupInput], context: Context | None) -> tuple[Segment, ...]:
         """All tokens in the order of self-attention, the context first. A frame of history is one moment."""
