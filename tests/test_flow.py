@@ -104,3 +104,20 @@ def test_euler_converges_to_the_solution_of_a_curved_field() -> None:
             value = flow.euler(value, value, now, then)
         errors.append(abs(float(value) - 0.36787944))
     assert errors[2] < errors[1] / 8 < errors[0] / 64
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.2, 0.5, 0.9, 1.0])
+def test_preconditioning_leaves_the_network_a_target_of_unit_variance_that_noisy_does_not_tell(sigma: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 200_000, generator=generator)
+    noisy = flow.interpolate(clean, noise, torch.full((200_000,), sigma))
+    skip, scale = flow.precondition(torch.tensor(sigma))
+    target = (flow.velocity(clean, noise) - skip * noisy) / scale
+    assert target.var().item() == pytest.approx(1, abs=0.02)
+    assert (target * noisy).mean().item() == pytest.approx(0, abs=0.02)
+
+
+def test_preconditioning_at_the_ends() -> None:
+    skip, scale = flow.precondition(torch.tensor([0.0, 1.0]))
+    assert skip.tolist() == [-1, 1]
+    assert scale.tolist() == [1, 1]

@@ -13,6 +13,7 @@ import tiny
 import torch
 from torch import Tensor
 
+from actwam import flow
 from actwam.model.transformer import GroupInput, TextContext, WorldActionTransformer, _mask
 from actwam.tokens import (
     ACTION_CENTERED,
@@ -391,3 +392,15 @@ def test_compiled_blocks_equal_eager_ones() -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         differences = pool.apply(compiled_against_eager)
     assert max(differences.values()) < 1e-5, differences
+
+
+@pytest.mark.parametrize("patch", [(1, 1), (2, 2)])
+def test_preconditioning_adds_the_linear_guess_to_what_the_network_says(patch: tuple[int, int]) -> None:
+    items = list(tiny.inputs(sigma={Group.ACTION: 0.3, Group.FUTURE: 0.8}).values())
+    plain, skipping = (tiny.model(patch=patch, precondition=on) for on in (False, True))
+    text, robots = tiny.text(plain), tiny.embodiments()
+    said, velocities = (model(items, text, robots, ACTION_CENTERED) for model in (plain, skipping))
+    for item in items[2:]:
+        skip, scale = flow.precondition(item.sigma[0, 0])
+        expected = skip * item.value + scale * said[item.group]
+        torch.testing.assert_close(velocities[item.group], expected)

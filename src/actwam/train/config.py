@@ -17,7 +17,7 @@ from actwam.model.text import HashedWords
 from actwam.objective import ObjectiveConfig
 from actwam.sampler import Sampling
 from actwam.tokens import Table
-from actwam.types import Mode
+from actwam.types import Group, Mode
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -95,6 +95,15 @@ class Recipe:
     constant: Literal["error", "center"] = "error"
     future_as_change: bool = False
     """Show the model future latents as their change from the present frame (`FutureTransform`)."""
+
+    def __post_init__(self) -> None:
+        sees_future = Group.ACTION in self.table.groups and Group.FUTURE in self.table.reach(Group.ACTION)
+        for stage in self.stages:
+            if sees_future and stage.objective.future_share < 1:
+                raise ValueError(
+                    f"stage {stage.name}: future_share below 1 hides the future from actions that see it in table "
+                    f"{self.table.name}; it is for tables whose actions never see the future"
+                )
 
     def robot(self, robot_type: str) -> Embodiment:
         """The robot that a dataset was recorded on. Raises ValueError listing the robots of this recipe."""

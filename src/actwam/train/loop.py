@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -54,21 +55,37 @@ def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | Non
         stage, done = recipe.stages[i], checkpoints(folders[i])
         if done and not run.resume:
             raise ValueError(f"{folders[i]}: holds checkpoints already; resume with --resume, or choose another folder")
-        if done and step_of(done[-1]) == stage.steps:
-            continue
-        if i and not checkpoints(folders[i - 1]):
-            raise ValueError(
-                f"stage {stage.name} starts from {folders[i - 1]}, which holds no checkpoint: train it first"
-            )
         if done or i:
-            source = done[-1] if done else folders[i - 1]
+            source = done[-1] if done else finished(folders[i - 1], recipe.stages[i - 1], stage)
             start = load(source)
             require_recipe(start, recipe, source)
         else:
             start = initial(recipe, datasets, run.cache, run.progress)
+        if done:
+            require_stage(start, stage, done[-1])
+        if done and step_of(done[-1]) == stage.steps:
+            continue
         batches = mixture(stage, start, datasets, run.cache, run.progress)
         train_stage(recipe, stage, start, batches, folders[i], run, done[-1] if done else None)
     return folders[wanted[-1]]
+
+
+def finished(folder: Path, stage: StageConfig, following: StageConfig) -> Path:
+    """The last checkpoint of a stage. Raises ValueError when the stage has not come to its end."""
+    done = checkpoints(folder)
+    if not done or step_of(done[-1]) < stage.steps:
+        raise ValueError(
+            f"stage {following.name} starts from {folder}, which is not finished: train {stage.name} first"
+        )
+    return done[-1]
+
+
+def require_stage(start: Checkpoint, stage: StageConfig, source: Path) -> None:
+    """Raises ValueError, naming them, when the settings of a stage have changed since its checkpoint was written."""
+    before, now = start.trained["config"], json.loads(json.dumps(stage.to_json()))
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        raise ValueError(f"{source}: {', '.join(changed)} of stage {stage.name} changed since; train in another folder")
 
 
 def train_stage(
