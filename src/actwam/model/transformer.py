@@ -146,10 +146,8 @@ class WorldActionTransformer(nn.Module):
         """Encode groups, looking at the context and at one another, and return the context with them
         appended.
         """
-        inputs = self._by_expert(inputs)
+        inputs, segments, mask = self._arrange(inputs, table, context)
         streams, _ = self._streams(inputs, embodiment)
-        segments = self._segments(inputs, context)
-        mask = _mask(table, segments, 0 if context is None else len(context.groups), streams[0].x.device)
         keys, values = [], []
         for i, block in enumerate(self.blocks):
             past = None if context is None else (context.keys[i], context.values[i])
@@ -175,10 +173,8 @@ class WorldActionTransformer(nn.Module):
 
         `valid[group]` is False for samples that do not have this group: nobody looks at its tokens there.
         """
-        inputs = self._by_expert(inputs)
+        inputs, segments, mask = self._arrange(inputs, table, context)
         streams, embedded = self._streams(inputs, embodiment)
-        segments = self._segments(inputs, context)
-        mask = _mask(table, segments, 0 if context is None else len(context.groups), streams[0].x.device)
         if valid:
             mask = _with_absent(mask, segments, valid)
         for i, block in enumerate(self.blocks):
@@ -191,9 +187,14 @@ class WorldActionTransformer(nn.Module):
             if item.group is not Group.STATE
         }
 
-    def _by_expert(self, inputs: Sequence[GroupInput]) -> list[GroupInput]:
-        """Inputs in the order in which self-attention sees them: expert by expert, otherwise as given."""
-        return sorted(inputs, key=lambda item: self.config.expert_of(item.group))
+    def _arrange(
+        self, inputs: Sequence[GroupInput], table: Table, context: Context | None
+    ) -> tuple[list[GroupInput], tuple[Segment, ...], Bool[Tensor, "Q L"] | None]:
+        """Inputs in the order of self-attention (expert by expert), all segments, and the group mask."""
+        inputs = sorted(inputs, key=lambda item: self.config.expert_of(item.group))
+        segments = self._segments(inputs, context)
+        first_query = 0 if context is None else len(context.groups)
+        return inputs, segments, _mask(table, segments, first_query, inputs[0].value.device)
 
     def _streams(
         self, inputs: Sequence[GroupInput], embodiment: Tensor
