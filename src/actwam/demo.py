@@ -77,10 +77,10 @@ DEMO = DemoSettings(
     collections={
         "general": Collection(tasks=GENERAL, episodes=1, first_seed=0),
         "adapt": Collection(tasks=TARGETS, episodes=6, first_seed=1_000, action_noise=0.3),
-        "demos": Collection(tasks=TARGETS, episodes=20, first_seed=2_000),
+        "demos": Collection(tasks=TARGETS, episodes=30, first_seed=2_000),
         "heldout": Collection(tasks=TARGETS, episodes=2, first_seed=3_000),
     },
-    steps=(90, 110, 700),
+    steps=(90, 110, 750),
     tasks=TARGETS,
     eval_episodes=20,
     randomized_episodes=10,
