@@ -162,7 +162,7 @@ def test_the_page_says_what_was_measured(run: Path) -> None:
         "2.0 M",
         "imagined 24.51 0.900 17.77",
         "present repeated 22.29 0.900 13.04",
-        "+8 steps (0.1 s)",
+        "PSNR of moved pixels, dB +0.1 s +0.2 s",
         "16 tokens denoised at every step · 200 calls",
         "c0ffee, with uncommitted changes",
         "A Processor · 2 cores · 24.1 GB memory · no GPU · Linux",

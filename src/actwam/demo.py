@@ -144,6 +144,7 @@ class Way:
         self.folder = out / "steps"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.done: dict[str, dict[str, Any]] = {}
+        self.provenance = provenance()  # of the code that runs now, whatever is checked out at the end
         wanted = json.loads(json.dumps(asdict(settings)))
         path = self.folder / "settings.json"
         if path.exists() and json.loads(path.read_text(encoding="utf-8")) != wanted:
@@ -156,7 +157,8 @@ class Way:
         if not path.exists():
             start = time.perf_counter()
             result = work()
-            _write(path, {"result": result, "seconds": time.perf_counter() - start})
+            seconds = time.perf_counter() - start
+            _write(path, {"result": result, "seconds": seconds, "commit": self.provenance["commit"]})
         self.done[name] = json.loads(path.read_text(encoding="utf-8"))
 
     def result(self, name: str) -> Any:
@@ -260,7 +262,7 @@ def _results(
             "table": policy.table.name,
             "tokens": group_lengths(policy, observation),
         },
-        "provenance": provenance(),
+        "provenance": {**way.provenance, "commits": sorted({str(done["commit"]) for done in way.done.values()})},
     }
 
 

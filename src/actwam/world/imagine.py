@@ -25,7 +25,7 @@ from actwam.types import Group, Observation
 from actwam.world import quality
 from actwam.world.strip import draw_strip
 
-STRIPS = 6
+STRIPS = 3
 """Windows that are drawn for people to look at."""
 METHODS = ("imagined", "persistence", "codec")
 

@@ -22,24 +22,24 @@ def draw_strip(
     title: str,
     steps: Sequence[int],
 ) -> Image.Image:
-    """Tiles from left to right: the present frame, F real ones, F imagined ones, F absolute differences.
+    """Three rows, real, imagined and absolute difference, under the steps ahead; the present frame at the left.
 
     Pixels are enlarged without smoothing, so that one seen is one that was measured.
     """
     difference = np.abs(real.astype(np.int16) - imagined).astype(np.uint8)
-    parts = {"real": real, "imagined": imagined, "difference": difference}
-    tiles = [("present", present)]
-    tiles += [
-        (f"{name} +{step}", frame) for name, video in parts.items() for step, frame in zip(steps, video, strict=True)
-    ]
     height, width = present.shape[:2]
     scale = -(-TILE_WIDTH // width)
-    size = (width * scale, height * scale)
-    strip = Image.new("RGB", (len(tiles) * (size[0] + GAP) + GAP, size[1] + 2 * BAND + GAP), PAPER)
+    wide, high = width * scale + GAP, height * scale + GAP
+    strip = Image.new("RGB", ((1 + len(steps)) * wide + GAP, 3 * (high + BAND) + BAND), PAPER)
     draw, font = ImageDraw.Draw(strip), ImageFont.load_default(FONT_SIZE)
     draw.text((GAP, BAND // 2), title, INK, font, anchor="lm")
-    for i, (label, frame) in enumerate(tiles):
-        left = GAP + i * (size[0] + GAP)
-        draw.text((left, BAND + BAND // 2), label, SOFT, font, anchor="lm")
-        strip.paste(Image.fromarray(frame).resize(size, Image.Resampling.NEAREST), (left, 2 * BAND))
+    for row, (name, video) in enumerate((("real", real), ("imagined", imagined), ("difference", difference))):
+        top = BAND + row * (high + BAND)
+        tiles = [("present", present)] if row == 0 else []
+        tiles += [(f"{name} +{step}", frame) for step, frame in zip(steps, video, strict=True)]
+        for column, (label, frame) in enumerate(tiles, start=1 if row else 0):
+            left = GAP + column * wide
+            draw.text((left, top + BAND // 2), label, SOFT, font, anchor="lm")
+            tile = Image.fromarray(frame).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+            strip.paste(tile, (left, top + BAND))
     return strip
