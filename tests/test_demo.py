@@ -106,6 +106,19 @@ def test_numbers_come_as_json(folder: Path, policy: Path, tmp_path: Path, capsys
         assert json.loads(capsys.readouterr().out)
 
 
+def test_training_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words: list[object] = ["train", "metaworld.laptop", "--out", tmp_path / "run", "--options", "align_steps", 3]
+    words += ["general_steps", 1, "adapt_steps", 1, "--data"]
+    for name in ("general", "adapt", "demos"):
+        words += [name, folder / "data" / name]
+    assert actwam(*words) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "3-align")
+    Policy.load(tmp_path / "run" / "3-align")
+    assert actwam(*words) == 2
+    assert "--resume" in capsys.readouterr().err.replace("\n", " ")
+    assert actwam(*words, "--resume") == 0
+
+
 def test_check_names_the_problem(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import shutil
 
@@ -127,6 +140,7 @@ def test_check_names_the_problem(folder: Path, tmp_path: Path, capsys: pytest.Ca
         (("eval", "OUT", *TASKS), "no checkpoint here"),
         (("check", "OUT"), "info.json"),
         (("train", "metaworld.nothing", "--data", "a", "OUT", "--out", "OUT"), "no recipe"),
+        (("train", "metaworld.laptop", "--data", "a", "OUT", "--out", "OUT", "--options", "b", "1"), "no recipe"),
         (("train", "metaworld.laptop", "--data", "a", "OUT", "--out", "OUT"), "needs datasets adapt, demos, general"),
         (("report", "OUT"), "results.json"),
     ],

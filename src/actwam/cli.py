@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -105,6 +105,7 @@ def train(
     *,
     data: dict[str, Path],
     out: Path,
+    options: dict[str, int] | None = None,
     stage: str | None = None,
     resume: bool = False,
     cache: Path | None = None,
@@ -117,6 +118,7 @@ def train(
         recipe: MODULE.FUNCTION in actwam.recipes, such as metaworld.laptop, or any importable MODULE:FUNCTION.
         data: The datasets the recipe names: --data demos FOLDER general FOLDER ...
         out: Folder of the run; every stage has a folder in it.
+        options: Arguments of the recipe: --options align_steps 2000 general_steps 500
         stage: Train this stage only, from the checkpoint of the stage before it.
         resume: Go on from the newest checkpoint.
         cache: Folder of cached latents; OUT/cache if not given.
@@ -135,7 +137,7 @@ def train(
             resume=resume,
             progress=report,
         )
-        folder = run(find_recipe(recipe), data, where, only=stage)
+        folder = run(find_recipe(recipe, options or {}), data, where, only=stage)
     print(folder)
     return 0
 
@@ -316,13 +318,13 @@ COMMANDS: dict[str, Callable[..., int]] = {
 }
 
 
-def find_recipe(name: str) -> Recipe:
-    """Call a recipe by name. Raises ValueError when there is no such module or function."""
+def find_recipe(name: str, options: Mapping[str, int]) -> Recipe:
+    """Call a recipe by name. Raises ValueError when there is no such module, function or option."""
     module, _, function = name.rpartition(":") if ":" in name else f"actwam.recipes.{name}".rpartition(".")
     try:
-        return getattr(import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"no recipe {name!r}: {error}; try metaworld.laptop, or MODULE:FUNCTION") from error
+        return getattr(import_module(module), function)(**options)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(f"no recipe {name!r} {dict(options) or ''}: {error}; try metaworld.laptop") from error
 
 
 def main() -> None:
