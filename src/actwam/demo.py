@@ -80,7 +80,7 @@ DEMO = DemoSettings(
         "demos": Collection(tasks=TARGETS, episodes=30, first_seed=2_000),
         "heldout": Collection(tasks=TARGETS, episodes=2, first_seed=3_000),
     },
-    steps=(90, 110, 750),
+    steps=(90, 110, 720),
     tasks=TARGETS,
     eval_episodes=20,
     randomized_episodes=10,

@@ -22,7 +22,7 @@ from actwam.types import Mode
 IMAGE_SIZE = (128, 128)
 
 
-def laptop(general_steps: int = 90, adapt_steps: int = 110, align_steps: int = 750) -> Recipe:
+def laptop(general_steps: int = 90, adapt_steps: int = 110, align_steps: int = 720) -> Recipe:
     """The recipe of `actwam demo`."""
     text = HashedWords(width=64, tokens=16)
     objective = ObjectiveConfig(action_weight=1.0, future_weight=1.0, action_shift=1.0, future_shift=1.0)
@@ -47,11 +47,12 @@ def laptop(general_steps: int = 90, adapt_steps: int = 110, align_steps: int = 7
         text=text,
         layout=t_layout(64, 64, 32),
         window=Window(action_horizon=24, future_offsets=(3, 6, 9, 12, 15, 18, 21, 24)),
+        future_as_change=True,
         sampling=Sampling(num_steps=5, action_shift=1.0, future_shift=1.0),
         stages=(
             _stage("general", {Mode.VIDEO: "general"}, general_steps, 32, objective),
             _stage("adapt", {Mode.VIDEO: "adapt", Mode.WORLD: "adapt"}, adapt_steps, 32, objective),
-            _stage("align", {Mode.POLICY: "demos"}, align_steps, 64, replace(objective, future_share=0.12)),
+            _stage("align", {Mode.POLICY: "demos"}, align_steps, 64, replace(objective, future_share=0.15)),
         ),
     )
 
