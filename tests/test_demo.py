@@ -95,7 +95,7 @@ def test_evaluating_twice_gives_the_same(policy: Path, tmp_path: Path) -> None:
 def test_numbers_come_as_json(folder: Path, policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     heldout = folder / "data" / "heldout"
     commands: tuple[tuple[object, ...], ...] = (
-        ("check", heldout),
+        ("check", heldout, "--constant", "center"),
         ("eval", policy, *TASKS, "--episodes", 1, "--max-steps", 8),
         ("imagine", policy, heldout, "--windows", 2, "--out", tmp_path / "imagined"),
         ("latency", policy, heldout, "--repeats", 2, "--warmup", 1),

@@ -68,6 +68,7 @@ def check(
     *,
     action_horizon: int | None = None,
     decode: Literal["all", "ends"] = "all",
+    constant: Literal["error", "center"] = "error",
     as_json: Json = False,
 ) -> int:
     """Examine a dataset and list every problem, before training meets them one by one. Exit code 1 on errors.
@@ -76,6 +77,7 @@ def check(
         dataset: Folder of a LeRobot v3.0 dataset.
         action_horizon: Also report episodes shorter than this.
         decode: Decode every frame of every video, or the ends of every episode.
+        constant: Whether a dimension that never moves is an error, or only to be centred by the normaliser.
         as_json: Print the report as JSON.
     """
     from actwam.data.check import check as run
@@ -85,6 +87,7 @@ def check(
             dataset,
             action_horizon=action_horizon,
             decode=decode,
+            constant=constant,
             progress=lambda done, total: report("check", done, total),
         )
     if not as_json:

@@ -115,7 +115,7 @@ def run_demo(out: Path, settings: DemoSettings, progress: Progress) -> Path:
 
     Raises ValueError when `out` was made with other settings, and when a dataset does not pass its check.
     """
-    way = Way(out, settings)
+    way = Way(out, settings, progress)
     recipe = settings.recipe()
     data = {name: out / "data" / name for name in settings.collections}
     for name, collection in settings.collections.items():
@@ -129,8 +129,8 @@ def run_demo(out: Path, settings: DemoSettings, progress: Progress) -> Path:
     heldout = LeRobotDataset.open(data["heldout"])
     for scene, episodes in ((Scene.CLEAN, settings.eval_episodes), (Scene.RANDOMIZED, settings.randomized_episodes)):
         way.step(f"evaluate {scene}", partial(_evaluate, policy, out, settings, scene, episodes, progress))
-    way.step("imagine", partial(_imagine, policy, heldout, out / "imagine", settings.windows))
-    way.step("latency", partial(_latency, policy, heldout, settings.latency_repeats))
+    way.step("imagine", partial(_imagine, policy, heldout, out / "imagine", settings.windows, progress))
+    way.step("latency", partial(_latency, policy, heldout, settings.latency_repeats, progress))
     observation = observation_at(heldout, policy.robot, 0, 0)
     _write(out / "results.json", _results(way, policy, observation, settings, recipe))
     return write_report(out)
@@ -139,9 +139,9 @@ def run_demo(out: Path, settings: DemoSettings, progress: Progress) -> Path:
 class Way:
     """The steps of one demo folder."""
 
-    def __init__(self, out: Path, settings: DemoSettings) -> None:
+    def __init__(self, out: Path, settings: DemoSettings, progress: Progress) -> None:
         """Raises ValueError if the folder was begun with other settings."""
-        self.folder = out / "steps"
+        self.folder, self.progress = out / "steps", progress
         self.folder.mkdir(parents=True, exist_ok=True)
         self.done: dict[str, dict[str, Any]] = {}
         self.provenance = provenance()  # of the code that runs now, whatever is checked out at the end
@@ -155,6 +155,7 @@ class Way:
         """Do the work, or read what it gave when it was done before."""
         path = self.folder / f"{name.replace(' ', '-')}.json"
         if not path.exists():
+            self.progress(name, 0, 1)  # the bar of the step appears, and its clock starts, with the work
             start = time.perf_counter()
             result = work()
             seconds = time.perf_counter() - start
@@ -174,7 +175,7 @@ def _collect(folder: Path, name: str, collection: Collection, progress: Progress
         scene=collection.scene,
         image_size=IMAGE_SIZE,
         action_noise=collection.action_noise,
-        progress=lambda done, total: progress(f"collect {name}", done, total),
+        progress=partial(progress, f"collect {name}"),
     )
     return asdict(counts)
 
@@ -185,7 +186,7 @@ def _check(folder: Path, name: str, action_horizon: int, progress: Progress) -> 
         action_horizon=action_horizon,
         decode="ends",
         constant="center",
-        progress=lambda done, total: progress(f"check {name}", done, total),
+        progress=partial(progress, f"check {name}"),
     )
     errors = [problem for problem in report.problems if problem.severity == "error"]
     if errors:
@@ -213,7 +214,7 @@ def _evaluate(
         resume=True,
         provenance={"policy": policy.checkpoint.digest},
         videos_per_task=1,
-        progress=lambda done, total: progress(f"evaluate {scene}", done, total),
+        progress=partial(progress, f"evaluate {scene}"),
     )
     scores = evaluate(results)
     return {
@@ -232,14 +233,16 @@ def _score(score: Score) -> dict[str, Any]:
     }
 
 
-def _imagine(policy: Policy, heldout: LeRobotDataset, out: Path, windows: int) -> dict[str, Any]:
+def _imagine(policy: Policy, heldout: LeRobotDataset, out: Path, windows: int, progress: Progress) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)  # whole, but from a run that stopped before it was noted as done
-    return imagine_dataset(policy, heldout, windows=windows, seed=0, out=out).to_json()
+    bar = partial(progress, "imagine")
+    return imagine_dataset(policy, heldout, windows=windows, seed=0, out=out, progress=bar).to_json()
 
 
-def _latency(policy: Policy, heldout: LeRobotDataset, repeats: int) -> dict[str, Any]:
+def _latency(policy: Policy, heldout: LeRobotDataset, repeats: int, progress: Progress) -> dict[str, Any]:
     observation = observation_at(heldout, policy.robot, 0, 0)
     cases = measure_latency(policy, observation, repeats=repeats, warmup=5)
+    progress("latency", 1, 1)
     return {name: case.to_json() for name, case in cases.items()}
 
 

@@ -97,6 +97,8 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, how: signal.Signals, work
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background jobs ignore SIGINT, and would pass that on: the test may run in one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert parent.stdout is not None
     pids = parent.stdout.readline().split()
