@@ -110,12 +110,16 @@ def test_wrong_questions(written: Path) -> None:
         dataset.frames("front", 2, np.array([20]))
 
 
+def test_a_camera_without_a_slot_is_left_alone(written: Path, robot: Embodiment) -> None:
+    require_embodiment(LeRobotDataset.open(written), dataclasses.replace(robot, cameras={"head": "front"}))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"name": "other_bot"}, "robot_type is square_bot here, other_bot there"),
         ({"fps": 20}, "fps is 10 here, 20 there"),
-        ({"cameras": {"head": "front"}}, r"cameras .* here, \{'front': \(32, 48\)\} there"),
+        ({"cameras": {"head": "top"}}, r"cameras .*'front': \(32, 48\).* here, \{'top': \(32, 48\)\} there"),
         ({"image_size": (64, 48)}, r"\(32, 48\).*\(64, 48\)"),
         ({"state_names": ("x", "y", "z")}, r"state is \('x', 'y', 'gripper'\) here, \('x', 'y', 'z'\) there"),
         (
@@ -133,7 +137,7 @@ def test_another_embodiment_is_refused(written: Path, robot: Embodiment, change:
     ("change", "message"),
     [
         ({"storage_format": "lance"}, "storage_format 'lance' is not known"),
-        ({"codebase_version": "v2.1"}, "'v2.1' cannot be read.*convert_dataset_v21_to_v30"),
+        ({"codebase_version": "v1.6"}, "'v1.6' cannot be read, only v2.0, v2.1, v3.0; .* convert the dataset"),
         ({"codebase_version": "v4.0"}, "'v4.0' cannot be read.*update actwam"),
         ({"codebase_version": None}, "None cannot be read"),
         ({"fps": 0}, "fps is 0, expected a whole number"),

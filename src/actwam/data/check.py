@@ -7,13 +7,15 @@ fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from sys import float_info
 from typing import Any, Literal
 
 import numpy as np
 
+from actwam.data.dataset import read_tables
 from actwam.data.info import ACTION, STATE, Camera, Info, read_info, read_json
 from actwam.data.normalize import CONSTANT_RANGE, Constant
 from actwam.data.problem import Problem, Reporter, reported
@@ -21,13 +23,14 @@ from actwam.data.stats import feature_stats
 from actwam.data.tables import (
     REWRITE,
     Clip,
+    Rows,
     Tables,
     episode_rows,
     examine,
     in_episode,
     locate_clips,
 )
-from actwam.data.v30 import read_tables
+from actwam.data.v21 import read_stats
 from actwam.data.video import VideoIndex, index_video, iterate_frames, read_frames
 
 Decode = Literal["all", "ends"]
@@ -134,14 +137,16 @@ def _check_horizon(tables: Tables, action_horizon: int | None, report: Reporter)
             report(Problem(file=tables.episode_file, episode=episode.index, what=what, fix=fix))
 
 
-def _features(tables: Tables, info: Info) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
+def _features(parts: Iterable[Rows], info: Info) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
+    """State and action of these rows, as far as there are any."""
+    parts = [rows for rows in parts if len(rows.index)]
     for key, names, field in ((STATE, info.state_names, "state"), (ACTION, info.action_names, "action")):
-        if names and tables.rows:
-            yield key, names, np.concatenate([getattr(rows, field) for rows in tables.rows.values()])
+        if names and parts:
+            yield key, names, np.concatenate([getattr(rows, field) for rows in parts])
 
 
 def _check_ranges(tables: Tables, info: Info, constant: Constant, report: Reporter) -> None:
-    for key, names, values in _features(tables, info):
+    for key, names, values in _features(tables.rows.values(), info):
         for i, name in enumerate(names):
             column = values[:, i][np.isfinite(values[:, i])].astype(np.float64)
             if len(column) and np.ptp(column) <= CONSTANT_RANGE * np.abs(column).max():
@@ -193,7 +198,8 @@ def _check_counts(
         place(Problem(file=path, what=what, fix=REWRITE))
     wanted = sum(length for _, _, length in members)
     if index.frames != wanted:
-        what = f"video has {index.frames} frames, its {len(members)} episodes have {wanted}"
+        whose = "its episode has" if len(members) == 1 else f"its {len(members)} episodes have"
+        what = f"video has {index.frames} frames, {whose} {wanted}"
         first_lost = min(index.frames, wanted) if index.frames < wanted else None
         place(Problem(file=path, frame=first_lost, what=what, fix="copy the file again, or record again"))
 
@@ -208,34 +214,46 @@ def _frames(
 
 
 def _check_stats(tables: Tables, info: Info, report: Reporter) -> None:
-    """Quantiles are not compared: LeRobot merges them to bounds, so they seldom fit."""
-    path = info.folder / "meta" / "stats.json"
+    path = info.folder / "meta" / ("episodes_stats.jsonl" if info.version == "v2.1" else "stats.json")
     fix = "compute the statistics again with LeRobot; actwam trains on its own"
     if not path.is_file():
         report(Problem(file=path, severity="warning", what="file is missing", fix=fix))
         return
-    stored: dict[str, Any] = {}
     with reported(report):
-        stored = read_json(path)
-    for key, names, values in _features(tables, info):
-        if not np.isfinite(values).all():
-            continue  # reported above, and no statistics can fit
-        found = stored.get(key)
-        if not isinstance(found, dict):
-            report(Problem(file=path, key=key, severity="warning", what="statistics are missing", fix=fix))
+        for episode, stored, parts in _stored_stats(path, tables, info):
+            for key, names, values in _features(parts, info):
+                place: dict[str, Any] = {"file": path, "episode": episode, "key": key, "fix": fix}
+                if not isinstance(stored.get(key), dict):
+                    report(Problem(what="statistics are missing", severity="warning", **place))
+                elif np.isfinite(values).all():  # else that was reported, and no statistics can fit
+                    for what in _misfits(stored[key], names, values):
+                        report(Problem(what=what, **place))
+
+
+def _stored_stats(
+    path: Path, tables: Tables, info: Info
+) -> Iterator[tuple[int | None, Mapping[str, Any], Iterable[Rows]]]:
+    """Statistics and the rows they are of: in v2.1 those of every episode, else those of the whole dataset."""
+    if info.version != "v2.1":
+        yield None, read_json(path), tables.rows.values()
+        return
+    stored = read_stats(path)
+    for episode, _, rows in episode_rows(tables):
+        yield episode.index, stored.get(episode.index, {}), [rows]
+
+
+def _misfits(found: Mapping[str, Any], names: tuple[str, ...], values: np.ndarray) -> Iterator[str]:
+    """Quantiles are not compared: LeRobot merges them to bounds, so they seldom fit."""
+    expected = feature_stats(values)
+    allowed = STATS_TOLERANCE * np.maximum(np.abs(values).max(0), 1e-6)
+    for name in ("min", "max", "mean", "std"):
+        told = found.get(name)
+        if not isinstance(told, list) or len(told) != len(names) or not all(_is_number(n) for n in told):
+            yield f"{name} is {str(told)[:80]}, expected {len(names)} numbers"
             continue
-        expected = feature_stats(values)
-        allowed = STATS_TOLERANCE * np.maximum(np.abs(values).max(0), 1e-6)
-        for name in ("min", "max", "mean", "std"):
-            told = found.get(name)
-            if not isinstance(told, list) or len(told) != len(names) or not all(_is_number(n) for n in told):
-                what = f"{name} is {str(told)[:80]}, expected {len(names)} numbers"
-                report(Problem(file=path, key=key, what=what, fix=fix))
-                continue
-            for i in np.flatnonzero(~(np.abs(np.array(told) - expected[name]) <= allowed)):
-                what = f"{name} of {names[i]} is {told[i]:g}, the data give {expected[name][i]:g}"
-                report(Problem(file=path, key=key, what=what, fix=fix))
+        for i in np.flatnonzero(~(np.abs(np.array(told) - expected[name]) <= allowed)):
+            yield f"{name} of {names[i]} is {told[i]:g}, the data give {expected[name][i]:g}"
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= float_info.max

@@ -1,6 +1,7 @@
 """A LeRobot dataset as it is used: rows of state and action in memory, video decoded on demand.
 
-The view does not depend on the version on disk; `info` and `v30` do. Nothing is written.
+The view does not depend on the version on disk, v2.0, v2.1 or v3.0; `info`, `v21` and `v30` do. Nothing is
+written.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
+from actwam.data import v21, v30
 from actwam.data.embodiment import Embodiment
-from actwam.data.info import Camera, read_info
-from actwam.data.problem import Problem, refuse, reported
-from actwam.data.tables import Clip, episode_rows, examine, in_episode, locate_clips
-from actwam.data.v30 import read_tables
+from actwam.data.info import COPY_AGAIN, Camera, Info, read_info
+from actwam.data.problem import Problem, Reporter, refuse, reported
+from actwam.data.tables import Clip, Tables, episode_rows, examine, in_episode, locate_clips
 from actwam.data.video import iterate_frames, read_frames
 
 DIGEST_ENDS = 2**20
 """Bytes at each end of a video file that enter the digest."""
+
+
+def read_tables(info: Info, report: Reporter) -> Tables | None:
+    """All tables, whichever version wrote them, or None when there is no list of episodes, which was reported."""
+    return v30.read_tables(info, report) if info.version == "v3.0" else v21.read_tables(info, report)
 
 
 @dataclass(frozen=True)
@@ -169,8 +175,12 @@ class LeRobotDataset:
     def _located(self, camera: str, episode: EpisodeInfo) -> Iterator[None]:
         """Name camera, episode and frame in a problem that knows only the file and its frame."""
         path = episode.clips[camera].path
-        parts = [(e.index, e.clips[camera].first_frame) for e in self.episodes if e.clips[camera].path == path]
-        with reported(lambda problem: refuse(in_episode(problem, camera, parts, episode.index))):
+
+        def blame(problem: Problem) -> None:
+            parts = [(e.index, e.clips[camera].first_frame) for e in self.episodes if e.clips[camera].path == path]
+            refuse(in_episode(problem, camera, parts, episode.index))
+
+        with reported(blame):
             yield
 
 
@@ -179,11 +189,8 @@ def _take(decoder: Iterator[np.ndarray], clip: Clip, length: int, size: Camera) 
     for number in range(length):
         picture = next(decoder, None)
         if picture is None:
-            what, fix = (
-                f"video ends here, the episode has {length} frames",
-                "copy the file again from its source",
-            )
-            raise ValueError(Problem(file=clip.path, frame=clip.first_frame + number, what=what, fix=fix))
+            what = f"video ends here, the episode has {length} frames"
+            raise ValueError(Problem(file=clip.path, frame=clip.first_frame + number, what=what, fix=COPY_AGAIN))
         _require_size(picture[None], clip.path, size)
         frames[number] = picture
     return frames
@@ -196,9 +203,12 @@ def _require_size(frames: np.ndarray, path: Path, size: Camera) -> None:
 
 
 def require_embodiment(dataset: LeRobotDataset, embodiment: Embodiment) -> None:
-    """Raises ValueError, naming both sides of every difference, unless they fit."""
-    cameras = {camera.name: (camera.height, camera.width) for camera in dataset.cameras}
+    """Raises ValueError, naming both sides of every difference, unless they fit. Cameras that the robot has no slot for
+    are left alone.
+    """
     wanted = dict.fromkeys(embodiment.cameras.values(), tuple(embodiment.image_size))
+    cameras = {camera.name: (camera.height, camera.width) for camera in dataset.cameras}
+    cameras = cameras if wanted.keys() - cameras.keys() else {name: cameras[name] for name in wanted}
     sides = (
         ("robot_type", dataset.robot_type, embodiment.name),
         ("fps", dataset.fps, embodiment.fps),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from string import Formatter
@@ -15,19 +16,24 @@ from typing import Any
 from actwam.data.problem import Problem
 from actwam.data.video import MAX_SIDE
 
-VERSIONS = ("v3.0",)
+VERSIONS = ("v2.0", "v2.1", "v3.0")
 """Values of `codebase_version` that can be read."""
+CHUNKS_SIZE = 1000
+"""Files per folder where `info.json` does not say."""
 CAMERA_PREFIX = "observation.images."
 CAMERA_NAME = re.compile(r"[\w\-][\w.\-]*")
 """A name that is safe as a folder: no separator, no leading dot."""
 STATE, ACTION = "observation.state", "action"
 
 MAX_JSON_BYTES = 64 * 2**20
+MAX_LINES_BYTES = 2**30
+MAX_LINE_BYTES = 16 * 2**20
 MAX_FRAMES = 200_000_000
 MAX_WIDTH = 1024
 """Bounds on what a file may make the reader allocate: no robot dataset comes near them."""
 
-_PATH_FIELDS = {"chunk_index", "file_index", "video_key"}
+COPY_AGAIN = "copy the file again from its source"
+_FILE_FIELDS, _EPISODE_FIELDS = {"chunk_index", "file_index"}, {"episode_chunk", "episode_index"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,11 @@ class Camera:
 
 @dataclass(frozen=True)
 class Info:
-    """What `info.json` promises about the other files. A feature that is absent has no names: width 0."""
+    """What `info.json` promises about the other files. A feature that is absent has no names: width 0.
+
+    The path templates of v2.x name the episode, those of v3.0 a file; `chunks_size`, the number of files in a
+    folder, is needed for v2.x only.
+    """
 
     folder: Path
     version: str
@@ -53,6 +63,7 @@ class Info:
     cameras: tuple[Camera, ...]
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
+    chunks_size: int
     data_path: str
     video_path: str
 
@@ -70,16 +81,44 @@ class Info:
 
 def read_json(path: Path) -> dict[str, Any]:
     """One JSON object from a file. Raises ValueError if it is missing, too large, or something else."""
+    _require_file(path, MAX_JSON_BYTES)
+    return _object(path, "", path.read_bytes())
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a file with one on each line, and the numbers of the lines, from 1. Blank lines are
+    passed over.
+
+    Raises ValueError if the file is missing or too large, or with the number of the line that is something
+    else.
+    """
+    _require_file(path, MAX_LINES_BYTES)
+    number = 0
+    with path.open("rb") as file:
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise _problem(path, f"line {number}: longer than {MAX_LINE_BYTES} bytes", COPY_AGAIN)
+            if line.strip():
+                yield number, _object(path, f"line {number}: ", line)
+
+
+def _require_file(path: Path, max_bytes: int) -> None:
     if not path.is_file():
         raise _problem(path, "file is missing", "copy the dataset again, or give the folder that holds meta/")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise _problem(path, f"larger than {MAX_JSON_BYTES} bytes", "this is no LeRobot dataset")
+    if path.stat().st_size > max_bytes:
+        raise _problem(path, f"larger than {max_bytes} bytes", "this is no LeRobot dataset")
+
+
+def _object(path: Path, where: str, content: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _problem(path, f"not JSON ({error})", "copy the file again from its source") from error
+        data = json.loads(content.decode("utf-8"))
+    except json.JSONDecodeError as error:
+        raise _problem(path, f"{where}not JSON ({error.msg} at character {error.pos})", COPY_AGAIN) from error
+    except (ValueError, RecursionError) as error:  # no UTF-8, or a number of thousands of digits
+        raise _problem(path, f"{where}not JSON ({error})", COPY_AGAIN) from error
     if not isinstance(data, dict):
-        raise _problem(path, "not a JSON object", "copy the file again from its source")
+        raise _problem(path, f"{where}not a JSON object", COPY_AGAIN)
     return data
 
 
@@ -91,19 +130,21 @@ def read_info(folder: Path) -> Info:
     features = data.get("features")
     if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
         raise _problem(path, "features is not a table of features", "write the dataset again")
-    fps = _number(path, data, "fps", 1, 10_000)
+    version = data["codebase_version"]
+    fields = _FILE_FIELDS if version == "v3.0" else _EPISODE_FIELDS
     info = Info(
         folder=folder,
-        version=data["codebase_version"],
-        fps=fps,
+        version=version,
+        fps=_rate(path, data),
         robot_type=str(data.get("robot_type") or ""),
         total_episodes=_number(path, data, "total_episodes", 1, MAX_FRAMES),
         total_frames=_number(path, data, "total_frames", 1, MAX_FRAMES),
         cameras=tuple(camera for key in features if (camera := _camera(path, key, features[key])) is not None),
         state_names=_names(path, STATE, features.get(STATE)),
         action_names=_names(path, ACTION, features.get(ACTION)),
-        data_path=_template(path, data, "data_path"),
-        video_path=_template(path, data, "video_path") if data.get("video_path") else "",
+        chunks_size=_number(path, {"chunks_size": CHUNKS_SIZE} | data, "chunks_size", 1, MAX_FRAMES),
+        data_path=_template(path, data, "data_path", fields),
+        video_path=_template(path, data, "video_path", fields | {"video_key"}) if data.get("video_path") else "",
     )
     if len({camera.name for camera in info.cameras}) < len(info.cameras):
         keys = [camera.key for camera in info.cameras]
@@ -120,9 +161,7 @@ def _require_version(path: Path, data: dict[str, Any]) -> None:
     version = data.get("codebase_version")
     if version not in VERSIONS:
         what = f"LeRobot dataset {version!r} cannot be read, only {', '.join(VERSIONS)}"
-        older = isinstance(version, str) and version.startswith("v2")
-        convert = "convert it: python -m lerobot.scripts.convert_dataset_v21_to_v30"
-        raise _problem(path, what, convert if older else "update actwam or export the dataset as v3.0")
+        raise _problem(path, what, "update actwam, or convert the dataset with LeRobot")
 
 
 def _camera(path: Path, key: str, feature: dict[str, Any]) -> Camera | None:
@@ -168,8 +207,8 @@ def _names(path: Path, key: str, feature: dict[str, Any] | None) -> tuple[str, .
     return tuple(names)
 
 
-def _template(path: Path, data: dict[str, Any], key: str) -> str:
-    """A path in which {chunk_index:03d}, {file_index:03d} and {video_key} are replaced, nothing else."""
+def _template(path: Path, data: dict[str, Any], key: str, fields: set[str]) -> str:
+    """A path in which these fields are replaced, such as {file_index:03d} or {video_key}, and nothing else."""
     template = data.get(key)
     fix = "write the dataset again, or do not trust it"
     if not isinstance(template, str):
@@ -179,9 +218,19 @@ def _template(path: Path, data: dict[str, Any], key: str) -> str:
     except ValueError as error:
         raise _problem(path, f"{key} {template!r} is no path template ({error})", fix) from error
     for _, name, spec, conversion in parts:
-        if name is not None and (name not in _PATH_FIELDS or conversion or not re.fullmatch(r"(0\dd)?", spec or "")):
-            raise _problem(path, f"{key} {template!r} replaces something unknown", fix)
+        if name is not None and (name not in fields or conversion or not re.fullmatch(r"(0\dd)?", spec or "")):
+            what = f"{key} {template!r} replaces something unknown: only {sorted(fields)} are in this version"
+            raise _problem(path, what, fix)
     return template
+
+
+def _rate(path: Path, data: dict[str, Any]) -> int:
+    """`fps`, which v2.x may write as a float. Time is counted in frames here, so 29.97 is refused, not rounded."""
+    fps = data.get("fps")
+    if isinstance(fps, float) and not fps.is_integer():
+        fix = "resample rows and videos to a whole number of frames per second"
+        raise _problem(path, f"fps is {fps}, expected a whole number", fix)
+    return _number(path, {"fps": int(fps) if isinstance(fps, float) else fps}, "fps", 1, 10_000)
 
 
 def _number(path: Path, data: dict[str, Any], key: str, low: int, high: int) -> int:

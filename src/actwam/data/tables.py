@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from actwam.data.info import Info
+from actwam.data.info import COPY_AGAIN, Info
 from actwam.data.problem import Problem, Reporter, reported
 from actwam.data.video import index_video
 
@@ -22,7 +22,8 @@ REWRITE = "write the dataset again with its recording tool"
 
 @dataclass(frozen=True)
 class Span:
-    """Where the frames of one episode begin in a video file, in seconds, as the episode table says."""
+    """Where the frames of one episode begin in a video file, in seconds, as the episode table says. In v2.x, where
+    a file holds one episode, that is 0."""
 
     path: Path
     from_timestamp: float
@@ -73,11 +74,13 @@ class Clip:
 def examine(tables: Tables, info: Info, report: Reporter) -> None:
     """Report every broken rule of structure: order, counts, lengths, indexes, tasks."""
     _examine_episodes(tables, info, report)
+    lengths: dict[Path, list[int]] = {}
+    for episode in tables.episodes:
+        lengths.setdefault(episode.data_file, []).append(episode.length)
     for file, rows in tables.rows.items():
-        members = [episode for episode in tables.episodes if episode.data_file == file]
-        announced = sum(episode.length for episode in members)
+        announced = sum(lengths[file])
         if announced != len(rows.index):
-            what = f"file has {len(rows.index)} rows, its {len(members)} episodes announce {announced}"
+            what = f"file has {len(rows.index)} rows, its {len(lengths[file])} episodes announce {announced}"
             report(Problem(file=file, what=what, fix=REWRITE))
     for episode, file, rows in episode_rows(tables):
         _examine_rows(episode, file, rows, tables.tasks, report)
@@ -105,19 +108,20 @@ def locate_clips(tables: Tables, info: Info, report: Reporter) -> dict[int, dict
     clips: dict[int, dict[str, Clip]] = {episode.index: {} for episode in tables.episodes}
     for camera in info.cameras:
         used: dict[Path, int] = {}
+        owner: dict[Path, int] = {}
         moved: dict[Path, tuple[EpisodeRow, int]] = {}
         for episode in tables.episodes:
             span = episode.spans[camera.name]
             first = used.get(span.path, 0)
             used[span.path] = first + episode.length
+            owner.setdefault(span.path, episode.index)
             clips[episode.index][camera.name] = Clip(span.path, first)
             if round(span.from_timestamp * info.fps) != first:
                 moved.setdefault(span.path, (episode, first))
-        for path in used:
+        for path, first_episode in owner.items():
             if not path.is_file():
-                first_episode = next(e for e in tables.episodes if e.spans[camera.name].path == path)
-                what, fix = "video file is missing", "copy the file again from its source"
-                report(Problem(file=path, key=camera.name, episode=first_episode.index, what=what, fix=fix))
+                what = "video file is missing"
+                report(Problem(file=path, key=camera.name, episode=first_episode, what=what, fix=COPY_AGAIN))
         for path, (episode, first) in moved.items():
             if path.is_file():
                 with reported(report, key=camera.name, episode=episode.index):

@@ -62,6 +62,7 @@ class VideoWriter:
             "g": str(GROUP),
             "bf": "0",
             "forced-idr": "1",
+            "x264-params": "mbtree=0",  # of a small picture it makes other bytes once in some hundred times
         }
         self._stream = self._container.add_stream("libx264", rate=fps, options=options)
         self._stream.height, self._stream.width = height, width
