@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from torch import Tensor
 
-from actwam.model.codec import PatchPCACodec
+from actwam.model.codec import Codec, PatchPCACodec, read_codec
 
 FRAMES = torch.from_numpy(tiny.squares(16, 32, 40, seed=1))
 NOISE = torch.randint(0, 256, (64, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -94,10 +95,33 @@ def test_fitting_again_agrees_and_the_digest_tells_codecs_apart() -> None:
     assert len(digests) == 6
 
 
-def test_tensors_bring_the_codec_back() -> None:
+def test_what_it_says_of_itself() -> None:
+    codec: Codec = PatchPCACodec.fit(NOISE, patch=4, channels=8)
+    assert (codec.kind, codec.time_stride, codec.latent_channels) == ("patch_pca", 1, 8)
+    assert codec.encode(NOISE[None, :3]).shape[1:3] == (8, 3)
+
+
+def test_a_checkpoint_brings_the_codec_back() -> None:
     codec = PatchPCACodec.fit(NOISE, patch=4, channels=8)
-    again = PatchPCACodec.from_tensors(codec.tensors())
+    again = read_codec(codec.to_json(), codec.tensors())
+    assert isinstance(again, PatchPCACodec)
     assert again.patch == 4
+    assert again.digest() == codec.digest()
     assert torch.equal(again.encode(NOISE[None]), codec.encode(NOISE[None]))
     with pytest.raises(ValueError, match="has mean, basis and scale"):
-        PatchPCACodec.from_tensors({"mean": codec.mean})
+        read_codec(codec.to_json(), {"mean": codec.mean})
+
+
+@pytest.mark.parametrize("config", [{}, {"kind": "zip"}, {"kind": "wan"}, {"kind": "wan", "config": "no"}])
+def test_a_codec_of_no_known_kind_is_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="a codec is patch_pca, or wan with its config, not"):
+        read_codec(config, {})
+
+
+def test_a_moved_codec_is_another_one() -> None:
+    codec = PatchPCACodec.fit(NOISE, patch=4, channels=8)
+    meta = codec.to(torch.device("meta"))
+    assert all(tensor.is_meta for tensor in meta.tensors().values())
+    assert meta.encode(NOISE[None]).is_meta  # the pictures follow the codec
+    assert not any(tensor.is_meta for tensor in codec.tensors().values())
+    assert codec.to(torch.device("cpu")).digest() == codec.digest()

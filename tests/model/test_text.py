@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 import torch
 
-from actwam.model.text import HashedWords, words
+from actwam.model.text import HashedWords, TextEncoder, read_text, words
+from actwam.model.umt5 import UMT5
 
 TEXT = HashedWords(width=32, tokens=6)
 
@@ -56,3 +60,28 @@ def test_empty_and_too_long_instructions_are_refused(sentence: str) -> None:
 def test_what_was_embedded_cannot_be_changed_by_its_user() -> None:
     TEXT.encode(["lift it"]).zero_()
     assert TEXT.encode(["lift it"]).any()
+
+
+@pytest.mark.parametrize("text", [TEXT, UMT5("owner/name", width=8, tokens=4, digest="ab", precision="bf16")])
+def test_a_checkpoint_brings_the_encoder_back(text: TextEncoder) -> None:
+    config = json.loads(json.dumps(text.to_json()))
+    again = read_text(config)
+    assert type(again) is type(text)
+    assert again == text
+    assert again.to_json() == config
+    assert config["kind"] == text.kind
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "one of hashed_words, umt5, not None"),
+        ({"kind": "bert"}, "one of hashed_words, umt5, not 'bert'"),
+        ({"kind": "hashed_words", "width": 4}, "text encoder hashed_words: .*tokens"),
+        ({"kind": "umt5", "width": 4, "tokens": 4}, "text encoder umt5: .*source"),
+        ({"kind": "hashed_words", "width": 4, "tokens": 4, "speed": 1}, "text encoder hashed_words: .*speed"),
+    ],
+)
+def test_an_encoder_that_is_none_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_text(config)

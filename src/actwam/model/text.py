@@ -17,36 +17,66 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from actwam.model.umt5 import UMT5
 
+
+@runtime_checkable
 class TextEncoder(Protocol):
-    """Instructions to embeddings of a fixed shape, padded with zeros."""
+    """Instructions to embeddings of a fixed shape, float32 on the CPU, padded with zeros."""
 
-    width: int
-    tokens: int
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def tokens(self) -> int: ...
 
     def encode(self, instructions: Sequence[str]) -> Float[Tensor, "B M E"]:
         """Embed B instructions. Raises ValueError when one is empty or longer than M tokens."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What a checkpoint stores, and `read_text` reads: `kind`, and all that the encoder is found by."""
 
 
 @dataclass(frozen=True)
 class HashedWords:
     """Words as fixed pseudo-random unit-variance vectors, in order, with their place added as a sine wave."""
 
+    kind: ClassVar[str] = "hashed_words"
+
     width: int
     tokens: int
 
     def encode(self, instructions: Sequence[str]) -> Float[Tensor, "B M E"]:
         return torch.from_numpy(np.stack([_embed(text, self.tokens, self.width) for text in instructions]))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, **asdict(self)}
+
+
+def read_text(config: Mapping[str, Any]) -> TextEncoder:
+    """The text encoder that `to_json` described. It loads nothing. Raises ValueError on anything else."""
+    fields = dict(config)
+    kind = fields.pop("kind", None)
+    encoders: dict[str, type[HashedWords] | type[UMT5]] = {HashedWords.kind: HashedWords, UMT5.kind: UMT5}
+    if kind not in encoders:
+        raise ValueError(f"a text encoder is one of {', '.join(encoders)}, not {kind!r}")
+    try:
+        return encoders[kind](**fields)
+    except TypeError as error:
+        raise ValueError(f"text encoder {kind}: {error}") from error
 
 
 def words(instruction: str) -> list[str]:
