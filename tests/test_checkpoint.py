@@ -155,7 +155,7 @@ def test_a_folder_without_checkpoint_says_so(folder: Path, tmp_path: Path) -> No
     ("change", "message"),
     [
         (lambda t: t.pop("patch_head.bias"), "missing patch_head.bias"),
-        (lambda t: t.update(stranger=torch.zeros(1)), "extra stranger"),
+        (lambda t: t.update(stranger=torch.zeros(1)), "unused stranger"),
         (lambda t: t.update({"patch_head.bias": torch.zeros(7)}), r"patch_head.bias is (7,), not (6,)"),
         (lambda t: t.update({"patch_head.bias": torch.zeros(1, 6)}), r"patch_head.bias is (1, 6), not (6,)"),
     ],
@@ -168,17 +168,40 @@ def test_tensors_are_all_accounted_for(folder: Path, change: Callable[[Any], obj
     save_file(tensors, path)
     sign(folder)
     said = refusal(folder)
-    assert "model.safetensors: does not fit the model" in said
+    assert "model.safetensors: the tensors do not fit WorldActionTransformer" in said
     assert message in said
 
 
-def test_every_wrong_tensor_is_listed_and_the_module_stays_as_it_was() -> None:
-    model = tiny.model()
-    before, tensors = tiny.weights_of(model), tiny.weights_of(tiny.model(seed=1))
+def test_every_wrong_tensor_is_listed(tmp_path: Path) -> None:
+    tensors = tiny.weights_of(tiny.model())
     del tensors["patch_head.bias"], tensors["patch_head.weight"]
+    save_file(tensors, tmp_path / "file.safetensors")
     with pytest.raises(ValueError, match=r"missing patch_head.weight; missing patch_head.bias"):
-        load_weights(model, tensors, Path("file"))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        load_weights(tiny.config(), tmp_path / "file.safetensors")
+
+
+def test_weights_keep_their_dtype(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    tensors = {name: tensor.bfloat16() for name, tensor in tiny.weights_of(tiny.model()).items()}
+    save_file(tensors, path)
+    model = load_weights(tiny.config(), path)
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    save_file(tensors | {"patch_head.bias": tensors["patch_head.bias"].float()}, path)
+    with pytest.raises(ValueError, match=r"weights are torch.bfloat16, torch.float32, not float32 or bfloat16 through"):
+        load_weights(tiny.config(), path)
+
+
+def test_training_on_loaded_weights_leaves_the_file_alone(tmp_path: Path) -> None:
+    """The weights are the mapped file until somebody writes to them."""
+    path = tmp_path / "file.safetensors"
+    save_file(tiny.weights_of(tiny.model()), path)
+    before = path.read_bytes()
+    model = load_weights(tiny.config(), path)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert path.read_bytes() == before
 
 
 def test_a_file_that_is_no_safetensors_is_refused(folder: Path) -> None:
@@ -193,7 +216,7 @@ def test_a_file_that_is_no_safetensors_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format=99), "checkpoint format 99, this version reads 1"),
+        (lambda c: c.update(format=99), "checkpoint format 99, this version reads 2"),
         (lambda c: c.pop("format"), "checkpoint format None"),
         (lambda c: c.update(table="SIDEWAYS"), "SIDEWAYS"),
         (lambda c: c.pop("robots"), "robots"),

@@ -121,3 +121,16 @@ def test_preconditioning_at_the_ends() -> None:
     skip, scale = flow.precondition(torch.tensor([0.0, 1.0]))
     assert skip.tolist() == [-1, 1]
     assert scale.tolist() == [1, 1]
+
+
+def test_the_schedule_of_diffusers() -> None:
+    """Equal to the scheduler that the released GWP samples with, which shifts its end point twice."""
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    for shift, steps in ((5.0, 10), (2.0, 4), (1.0, 7), (5.0, 1)):
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+        scheduler.set_timesteps(steps)
+        assert torch.allclose(flow.diffusers_schedule(steps, shift), scheduler.sigmas, rtol=0, atol=1e-6)
+    assert flow.diffusers_schedule(10, 5.0)[-2:].tolist() == pytest.approx([0.024414, 0.0], abs=1e-6)
+    with pytest.raises(ValueError, match="num_steps"):
+        flow.diffusers_schedule(0, 5.0)

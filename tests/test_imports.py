@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "actwam"
 
 # module or package: what it may import of ours. "train.config" allows that file of `train` only.
-LOWER = "types tokens flow objective model sampler data checkpoint policy"
+LOWER = "types tokens flow objective model sampler data checkpoint policy memory"
 MIDDLE = f"{LOWER} train serve sim world bench recipes"
 ALLOWED = {
     "types": "",
@@ -24,6 +24,7 @@ ALLOWED = {
     "data": "types",
     "checkpoint": "types tokens model sampler data",
     "policy": "types tokens flow model sampler data checkpoint",
+    "memory": "types tokens model",
     "train": LOWER,
     "serve": "types data policy",
     "sim": "types data",
@@ -33,9 +34,12 @@ ALLOWED = {
     "provenance": "",
     "console": "",
     "doctor": "sim",
+    "convert": f"{LOWER} recipes.gwp",
+    "parity": f"{LOWER} recipes.gwp",
     "report": f"{MIDDLE} provenance",
     "demo": f"{MIDDLE} provenance report",
-    "cli": f"{MIDDLE} doctor report demo console",
+    "commands": f"{MIDDLE} convert parity doctor report demo console",
+    "cli": "commands console",
 }
 
 # The core may be read, moved and compiled anywhere: beside the standard library it needs these only.

@@ -1,14 +1,15 @@
 """A checkpoint is one folder, and all that is needed to act.
 
-    config.json          model, codec, text, table, robots, window, sampling, versions
-    model.safetensors    weights (the moving average, where training kept one)
-    codec.safetensors    the embedded codec
+    config.json          model, codec, text encoder, table, robots, window, sampling, versions
+    model.safetensors    weights (the moving average, where training kept one), float32 or bfloat16
+    codec.safetensors    the codec
     norm_stats.json      per robot, the statistics of state and action
     manifest.json        SHA-256 of every other file
     train_state/         only for resuming
 
 It appears whole or not at all, and is read as untrusted input: no pickle, every hash checked, every tensor
-accounted for.
+accounted for. A text encoder with weights is the exception: it is larger than the model and never trained, so that
+`config.json` names it and the hash that it must have.
 """
 
 from __future__ import annotations
@@ -24,30 +25,34 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
 from actwam.data.loader import Window
 from actwam.data.partial import partial_folder
 from actwam.data.transforms import FutureTransform, RobotTransform
-from actwam.model.codec import PatchPCACodec
+from actwam.model.codec import Codec, read_codec
 from actwam.model.config import TransformerConfig
-from actwam.model.text import HashedWords
+from actwam.model.files import read_json, read_safetensors
+from actwam.model.hub import assign_weights
+from actwam.model.text import TextEncoder, read_text
 from actwam.model.transformer import WorldActionTransformer
 from actwam.sampler import Sampling
 from actwam.tokens import TABLES, Table
 
-FORMAT = 1
+FORMAT = 2
 TRAIN_STATE = "train_state"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A trained system in memory. `trained` says where it comes from: recipe, stage, step, data."""
+    """A system in memory. `trained` says where it comes from: recipe, stage, step, data. `robots` is empty for an
+    imported model that no robot uses yet.
+    """
 
     model: WorldActionTransformer
-    codec: PatchPCACodec
-    text: HashedWords
+    codec: Codec
+    text: TextEncoder
     table: Table
     robots: tuple[RobotTransform, ...]
     window: Window
@@ -60,7 +65,9 @@ class Checkpoint:
     def robot(self, name: str | None = None) -> RobotTransform:
         """The robot of this name, or the only one. Raises ValueError, listing the robots there are."""
         names = [robot.embodiment.name for robot in self.robots]
-        if name is None and len(self.robots) == 1:
+        if not names:
+            raise ValueError("this checkpoint has no robot: name one when importing it, or fine-tune it on its data")
+        if name is None and len(names) == 1:
             return self.robots[0]
         if name not in names:
             raise ValueError(f"this checkpoint was trained on {', '.join(names)}; name one of them, not {name!r}")
@@ -109,34 +116,45 @@ def load(folder: Path) -> Checkpoint:
     """
     folder = newest(folder)
     verify(folder)
-    config = _read_json(folder / "config.json")
-    if config.get("format") != FORMAT:
-        raise ValueError(f"{folder}: checkpoint format {config.get('format')}, this version reads {FORMAT}")
-    norm_stats = _read_json(folder / "norm_stats.json")
+    config = _read_format(folder)
+    norm_stats = read_json(folder / "norm_stats.json")
     try:
-        window = config["window"]
-        checkpoint = Checkpoint(
-            model=build(TransformerConfig.from_json(config["model"])).eval(),
-            codec=PatchPCACodec.from_tensors(read_tensors(folder / "codec.safetensors")),
-            text=HashedWords(**config["text"]),
-            table=TABLES[config["table"]],
-            robots=tuple(
+        window, sizes = config["window"], TransformerConfig.from_json(config["model"])
+        parts: dict[str, Any] = {
+            "codec": read_codec(config["codec"], read_safetensors(folder / "codec.safetensors")),
+            "text": read_text(config["text"]),
+            "table": TABLES[config["table"]],
+            "robots": tuple(
                 RobotTransform.from_json(robot, norm_stats[robot["embodiment"]["name"]]) for robot in config["robots"]
             ),
-            window=Window(action_horizon=window["action_horizon"], future_offsets=tuple(window["future_offsets"])),
-            sampling=Sampling(**config["sampling"]),
-            future=FutureTransform(config["future"] and tuple(config["future"])),
-            trained=config["trained"],
-            digest=_sha256(folder / "manifest.json"),
-        )
+            "window": Window(action_horizon=window["action_horizon"], future_offsets=tuple(window["future_offsets"])),
+            "sampling": Sampling(**config["sampling"]),
+            "future": FutureTransform(config["future"] and tuple(config["future"])),
+            "trained": config["trained"],
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{folder}: {type(error).__name__} {error}; config.json, norm_stats.json or codec.safetensors "
             "does not fit this version"
         ) from error
-    weights = folder / "model.safetensors"
-    load_weights(checkpoint.model, read_tensors(weights), weights)
-    return checkpoint
+    model = load_weights(sizes, folder / "model.safetensors").eval()
+    return Checkpoint(model=model, digest=_sha256(folder / "manifest.json"), **parts)
+
+
+def read_config(folder: Path) -> TransformerConfig:
+    """The sizes of the model in a checkpoint, without reading its weights. Raises ValueError as `load` does."""
+    folder = newest(folder)
+    try:
+        return TransformerConfig.from_json(_read_format(folder)["model"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'}: {type(error).__name__} {error}; it describes no model") from error
+
+
+def _read_format(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / "config.json")
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{folder}: checkpoint format {config.get('format')}, this version reads {FORMAT}")
+    return config
 
 
 def newest(folder: Path) -> Path:
@@ -160,7 +178,7 @@ def verify(folder: Path) -> None:
     """Hash every file against the manifest. Raises ValueError naming the first that is missing, extra or
     changed.
     """
-    expected, found = _read_json(folder / "manifest.json"), _hashes(folder)
+    expected, found = read_json(folder / "manifest.json"), _hashes(folder)
     for name in sorted({*expected, *found}):
         if name not in found:
             raise ValueError(f"{folder / name}: missing; the checkpoint is incomplete, use another")
@@ -169,34 +187,21 @@ def verify(folder: Path) -> None:
             raise ValueError(f"{folder / name}: {what} (SHA-256 against manifest.json); use another checkpoint")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file. Raises ValueError when it is missing or damaged."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
+def load_weights(config: TransformerConfig, source: Path) -> WorldActionTransformer:
+    """A model of these sizes with the weights of a safetensors file, in their dtype and never in memory twice.
 
-
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Copy tensors into a module. Raises ValueError listing every missing, extra or misshaped one."""
-    own = model.state_dict()
-    wrong = [f"missing {name}" for name in own if name not in tensors]
-    wrong += [f"extra {name}" for name in tensors if name not in own]
-    wrong += [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
-    if wrong:
-        raise ValueError(f"{source}: does not fit the model: {'; '.join(wrong)}")
-    model.load_state_dict(dict(tensors))
-
-
-def build(config: TransformerConfig) -> WorldActionTransformer:
-    """The model with uninitialised weights, allocated once."""
+    Raises ValueError listing every missing, extra or misshaped tensor, and on another dtype or a mixture.
+    """
+    tensors = read_safetensors(source)
     with torch.device("meta"):
         model = WorldActionTransformer(config)
-    return model.to_empty(device="cpu")
+    assign_weights(model, tensors, source)
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if dtypes not in ({torch.float32}, {torch.bfloat16}):
+        raise ValueError(
+            f"{source}: weights are {', '.join(sorted(map(str, dtypes)))}, not float32 or bfloat16 throughout"
+        )
+    return model
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -204,7 +209,8 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
         "format": FORMAT,
         "versions": {name: version(name) for name in ("actwam", "torch", "numpy")},
         "model": checkpoint.model.config.to_json(),
-        "text": asdict(checkpoint.text),
+        "codec": checkpoint.codec.to_json(),
+        "text": checkpoint.text.to_json(),
         "table": checkpoint.table.name,
         "robots": [robot.to_json() for robot in checkpoint.robots],
         "window": asdict(checkpoint.window),
@@ -229,16 +235,6 @@ def _sha256(path: Path) -> str:
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: must hold a JSON object")
-    return data
 
 
 def _flush(path: Path) -> None:

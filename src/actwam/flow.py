@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+TRAINING_LEVELS = 1000
+"""Wan, diffusers and GigaWorld-Policy count noise levels in thousandths, and call them timesteps."""
+
 
 def broadcast(sigma: Float[Tensor, "B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
     """Sigma with as many trailing axes of length 1 as `like` has."""
@@ -60,6 +63,20 @@ def schedule(num_steps: int, flow_shift: float) -> Float[Tensor, "{num_steps}+1"
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, not {num_steps}")
     return shift(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64), flow_shift).float()
+
+
+def diffusers_schedule(num_steps: int, flow_shift: float) -> Float[Tensor, "{num_steps}+1"]:
+    """The sampling noise levels of diffusers' `FlowMatchEulerDiscreteScheduler`, with which GWP was released.
+
+    It shifts its 1000 training levels, spaces the steps evenly between the first and the last of them, and shifts
+    those again, so that the end point is shifted twice: with 10 steps and a shift of 5 the last step goes from .02441
+    to 0. `schedule` shifts once, and would leave .357 to the last step.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, not {num_steps}")
+    last = shift(torch.tensor(1 / TRAINING_LEVELS, dtype=torch.float64), flow_shift).item()
+    levels = shift(torch.linspace(1, last, num_steps, dtype=torch.float64), flow_shift)
+    return torch.cat([levels, torch.zeros(1, dtype=torch.float64)]).float()
 
 
 def euler(

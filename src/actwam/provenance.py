@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("actwam", "torch", "numpy", "metaworld", "mujoco", "av")
+PACKAGES = ("actwam", "torch", "numpy", "metaworld", "mujoco", "av", "diffusers", "transformers")
 
 
 def provenance() -> dict[str, Any]:

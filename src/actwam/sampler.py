@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,16 +18,20 @@ from actwam.types import Context, Group
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Euler steps, and the flow shift of each noisy group."""
+    """Euler steps, the flow shift of each noisy group, and how the steps are spaced (`flow.schedule`, or
+    `flow.diffusers_schedule` as in the released GWP).
+    """
 
     num_steps: int
     action_shift: float
     future_shift: float
+    schedule: Literal["even", "diffusers"] = "even"
 
     def levels(self, group: Group) -> list[float]:
         """The noise levels of a group, from 1 to 0."""
         shift = self.action_shift if group is Group.ACTION else self.future_shift
-        return flow.schedule(self.num_steps, shift).tolist()
+        spaced = flow.schedule if self.schedule == "even" else flow.diffusers_schedule
+        return spaced(self.num_steps, shift).tolist()
 
 
 @torch.inference_mode()

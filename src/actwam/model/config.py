@@ -25,6 +25,8 @@ class TransformerConfig:
     padded widths of the widest robot; `embodiments` is how many robots have projectors of their own. With
     `share_state_encoder` the action encoder also encodes the state, as in the official GWP-0. With `precondition` the
     network predicts what the noisy value alone does not tell (`flow.precondition`); the official models do without.
+    With `noisy_padding` the action dimensions that a robot lacks carry noise, in training and in acting, as the
+    official weights had it; otherwise they are zero.
     """
 
     layers: int
@@ -41,6 +43,7 @@ class TransformerConfig:
     projector_widths: tuple[int, int] = (128, 256)
     share_state_encoder: bool = False
     precondition: bool = False
+    noisy_padding: bool = False
     frequencies: int = 256
     eps: float = 1e-6
 

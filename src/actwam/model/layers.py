@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from actwam.flow import TRAINING_LEVELS
+
 ROPE_THETA = 10_000.0
 
 
@@ -99,7 +101,10 @@ class FeedForward(nn.Sequential):
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def _frequencies(n: int, device: torch.device) -> Float[Tensor, "n"]:
-    return ROPE_THETA ** -(torch.arange(n, device=device, dtype=torch.float32) / n)
+    """theta^(-i / n) in float32, rounded as diffusers rounds it: a timestep of 1000 turns the last bit of a frequency
+    into an angle of 1e-4.
+    """
+    return torch.exp(-math.log(ROPE_THETA) * torch.arange(n, dtype=torch.float32) / n).to(device)
 
 
 class NoiseEmbedding(nn.Module):
@@ -116,7 +121,8 @@ class NoiseEmbedding(nn.Module):
         self.project = nn.Linear(width, 6 * width)
 
     def forward(self, sigma: Float[Tensor, "B n"]) -> tuple[Float[Tensor, "B n D"], Float[Tensor, "B n 6 D"]]:
-        angle = 1000.0 * sigma.float()[..., None] * _frequencies(self.frequencies // 2, sigma.device)
+        timestep = (TRAINING_LEVELS * sigma).float()  # rounded once, also from float64
+        angle = timestep[..., None] * _frequencies(self.frequencies // 2, sigma.device)
         waves = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.project.weight.dtype)
         embedded = self.embed(waves)
         return embedded, self.project(F.silu(embedded)).unflatten(-1, (6, -1))

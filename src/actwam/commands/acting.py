@@ -1,0 +1,132 @@
+"""What a trained policy can do: `eval`, `imagine`, `latency`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from actwam.commands.options import Json, Scene
+from actwam.console import print_numbers, progress_bars
+
+
+def evaluate(
+    policy: Positional[Path],
+    *,
+    tasks: tuple[str, ...],
+    episodes: int = 20,
+    first_seed: int = 1_000_000,
+    scene: Scene = "clean",
+    execute_horizon: int = 8,
+    max_steps: int = 500,
+    out: Path | None = None,
+    resume: bool = False,
+    videos: int = 0,
+    workers: int | None = None,
+    device: str = "cpu",
+    as_json: Json = False,
+) -> int:
+    """Run a policy in closed loop in MetaWorld and report its success rate with Wilson 95 % intervals.
+
+    Args:
+        policy: A checkpoint, or the folder of a training run.
+        tasks: MetaWorld tasks, such as drawer-open-v3.
+        episodes: Episodes of every task.
+        first_seed: The first evaluation seed, from 1000000 up.
+        scene: Clean, or randomized light, colours and camera poses.
+        execute_horizon: Actions executed of every chunk before the policy looks again.
+        max_steps: Control steps after which an episode has failed; MetaWorld's own limit is 500.
+        out: Folder for episodes.jsonl and videos.
+        resume: Go on with an interrupted evaluation in OUT.
+        videos: Episodes of every task to record.
+        workers: Processes; one per core if not given.
+        device: Where the policy runs.
+        as_json: Print the scores as JSON.
+    """
+    from actwam.policy import Policy
+    from actwam.sim.results import evaluate as score
+    from actwam.sim.rollout import rollout
+
+    loaded = Policy.load(policy, device=device)
+    with progress_bars() as report:
+        results = rollout(
+            loaded,
+            tasks=tasks,
+            episodes_per_task=episodes,
+            execute_horizon=execute_horizon,
+            first_seed=first_seed,
+            scene=scene,
+            image_size=loaded.robot.embodiment.image_size,
+            max_steps=max_steps,
+            workers=workers,
+            out=out,
+            resume=resume,
+            provenance={"policy": loaded.checkpoint.digest},
+            videos_per_task=videos,
+            progress=lambda done, total: report(f"evaluate {scene}", done, total),
+        )
+    print_numbers(score(results).to_json(), as_json=as_json)
+    return 0
+
+
+def imagine(
+    policy: Positional[Path],
+    dataset: Positional[Path],
+    *,
+    out: Path,
+    windows: int = 64,
+    seed: int = 0,
+    device: str = "cpu",
+    as_json: Json = False,
+) -> int:
+    """Imagine the future of recorded moments under their real actions, and compare it with what happened.
+
+    Args:
+        policy: A checkpoint, or the folder of a training run.
+        dataset: A dataset that the policy was not trained on.
+        out: Folder for imagine.json and pictures.
+        windows: Moments to imagine from, spread evenly over the dataset.
+        seed: Draws the noise that the future is denoised from.
+        device: Where the model runs.
+        as_json: Print PSNR and SSIM as JSON.
+    """
+    from actwam.data.dataset import LeRobotDataset
+    from actwam.policy import Policy
+    from actwam.world.imagine import imagine_dataset
+
+    result = imagine_dataset(
+        Policy.load(policy, device=device), LeRobotDataset.open(dataset), windows=windows, seed=seed, out=out
+    )
+    print_numbers(result.to_json(), as_json=as_json)
+    return 0
+
+
+def latency(
+    policy: Positional[Path],
+    dataset: Positional[Path],
+    *,
+    repeats: int = 50,
+    warmup: int = 5,
+    device: str = "cpu",
+    as_json: Json = False,
+) -> int:
+    """Time action-only against joint decoding of the same weights, in milliseconds a call.
+
+    Args:
+        policy: A checkpoint, or the folder of a training run.
+        dataset: A dataset of its robot, for an observation.
+        repeats: Timed calls of each.
+        warmup: Calls before them.
+        device: Where the model runs.
+        as_json: Print the percentiles as JSON.
+    """
+    from actwam.bench.latency import measure_latency
+    from actwam.data.dataset import LeRobotDataset
+    from actwam.policy import Policy
+    from actwam.world.imagine import observation_at
+
+    loaded = Policy.load(policy, device=device)
+    observation = observation_at(LeRobotDataset.open(dataset), loaded.robot, 0, 0)
+    cases = measure_latency(loaded, observation, repeats=repeats, warmup=warmup)
+    print_numbers({name: case.to_json() for name, case in cases.items()}, as_json=as_json)
+    return 0

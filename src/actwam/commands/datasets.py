@@ -1,0 +1,94 @@
+"""Commands about datasets: `collect`, `check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from actwam.commands.options import Json, Scene
+from actwam.console import print_numbers, progress_bars, stderr
+
+
+def collect(
+    out: Positional[Path],
+    *,
+    tasks: tuple[str, ...],
+    episodes: int = 10,
+    first_seed: int = 0,
+    scene: Scene = "clean",
+    image_size: tuple[int, int] = (128, 128),
+    action_noise: float = 0.0,
+    workers: int | None = None,
+    as_json: Json = False,
+) -> int:
+    """Record demonstrations of MetaWorld's scripted experts as a LeRobot v3.0 dataset.
+
+    Args:
+        out: Folder of the new dataset.
+        tasks: MetaWorld tasks, such as drawer-open-v3.
+        episodes: Successful episodes of every task.
+        first_seed: The first training seed; a seed whose expert fails is passed over.
+        scene: Clean, or randomized light, colours and camera poses.
+        image_size: Height and width of every camera picture in pixels.
+        action_noise: Standard deviation of exploration noise added to the expert's actions.
+        workers: Processes; one per core if not given.
+        as_json: Print the counts as JSON.
+    """
+    from actwam.sim.collect import collect as run
+
+    with progress_bars() as report:
+        counts = run(
+            out,
+            tasks=tasks,
+            episodes_per_task=episodes,
+            first_seed=first_seed,
+            scene=scene,
+            image_size=image_size,
+            action_noise=action_noise,
+            workers=workers,
+            progress=lambda done, total: report("collect", done, total),
+        )
+    print_numbers(vars(counts), as_json=as_json)
+    return 0
+
+
+def check(
+    dataset: Positional[Path],
+    *,
+    action_horizon: int | None = None,
+    decode: Literal["all", "ends"] = "all",
+    constant: Literal["error", "center"] = "error",
+    as_json: Json = False,
+) -> int:
+    """Examine a dataset and list every problem, before training meets them one by one. Exit code 1 on errors.
+
+    Args:
+        dataset: Folder of a LeRobot dataset, v2.0, v2.1 or v3.0.
+        action_horizon: Also report episodes shorter than this.
+        decode: Decode every frame of every video, or the ends of every episode.
+        constant: Whether a dimension that never moves is an error, or only to be centred by the normaliser.
+        as_json: Print the report as JSON.
+    """
+    from actwam.data.check import check as run
+
+    with progress_bars() as report:
+        found = run(
+            dataset,
+            action_horizon=action_horizon,
+            decode=decode,
+            constant=constant,
+            progress=lambda done, total: report("check", done, total),
+        )
+    if not as_json:
+        for problem in found.problems:
+            stderr.print(f"{problem.severity}: {problem}", markup=False, soft_wrap=True)
+    counts = {
+        "episodes": found.episodes,
+        "frames": found.frames,
+        "problems": len(found.problems),
+        "ok": found.ok,
+    }
+    print_numbers(found.to_json() if as_json else counts, as_json=as_json)
+    return 0 if found.ok else 1

@@ -1,0 +1,103 @@
+"""Official models: `import`, `export`, `parity`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from actwam.console import print_numbers, stderr
+
+
+def import_(
+    source: Positional[str],
+    *,
+    out: Path,
+    codec: str | None = None,
+    text: str | None = None,
+    robots: tuple[Path, ...] = (),
+    norm_stats: tuple[Path, ...] = (),
+    action_horizon: int = 48,
+    picture: tuple[int, int] = (384, 320),
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    experts: Literal["one", "two"] = "two",
+    action_width: int = 32,
+    embodiments: int = 1,
+    time_projection: Literal["chunks", "official"] = "chunks",
+    seed: int = 0,
+) -> int:
+    """Make a checkpoint of GWP-0, GWP-0.5 or Wan 2.2.
+
+    Args:
+        source: A local folder, or a Hub id such as Wan-AI/Wan2.2-TI2V-5B-Diffusers.
+        out: Folder of the checkpoint.
+        codec: Folder or Hub id with vae/; that beside the weights, or Wan 2.2's, if not given.
+        text: Folder or Hub id with text_encoder/ and tokenizer/; as with the codec.
+        robots: YAML files of the robots that the weights act for.
+        norm_stats: Their statistics, one file for each robot.
+        action_horizon: Actions in a chunk.
+        picture: Height and width of the composed picture.
+        precision: What the weights are kept in; auto keeps what the files have.
+        experts: Only for Wan: one expert as in GWP-0, or a second one for actions as in GWP-0.5.
+        action_width: Only for Wan: dimensions that state and action are padded to.
+        embodiments: Only for Wan: robots with projectors of their own.
+        time_projection: Only for Wan with two experts: how the noise projection is cut; official repeats a fault.
+        seed: Only for Wan: draws the weights that Wan does not have.
+    """
+    from actwam.convert import ImportConfig, import_model
+    from actwam.recipes.gwp import ACTIONS
+
+    expert = ACTIONS.expert if experts == "two" else None
+    checkpoint = import_model(
+        source,
+        out,
+        ImportConfig(
+            codec=codec,
+            text=text,
+            robots=robots,
+            norm_stats=norm_stats,
+            action_horizon=action_horizon,
+            picture=picture,
+            actions=replace(ACTIONS, width=action_width, embodiments=embodiments, expert=expert),
+            precision=precision,
+            time_projection=time_projection,
+            seed=seed,
+        ),
+    )
+    millions = sum(p.numel() for p in checkpoint.model.parameters()) / 1e6
+    stderr.print(f"{checkpoint.trained['imported']}: {millions:.1f} M parameters, every tensor used", markup=False)
+    print(out)
+    return 0
+
+
+def export(checkpoint: Positional[Path], *, out: Path, format: Literal["safetensors", "bin"] = "safetensors") -> int:
+    """Write a checkpoint in the layout of the official GWP-0 or GWP-0.5.
+
+    Args:
+        checkpoint: A checkpoint, or the folder of a training run.
+        out: Folder for transformer/, vae/ and the statistics of each robot.
+        format: bin is a pickle, which wam.cpp's converter reads; nothing here does, but import.
+    """
+    from actwam.convert import export_model
+
+    export_model(checkpoint, out, pickled=format == "bin")
+    print(out)
+    return 0
+
+
+def parity(folder: Positional[Path], *, tolerance: float = 1e-4, device: str = "cpu") -> int:
+    """Compare this code with golden vectors of the official one: the largest difference of every output, as JSON.
+
+    Args:
+        folder: Holds transformer/, golden.safetensors and cases.json; sampling.safetensors and vae/ if a whole call
+            was recorded.
+        tolerance: Exit code 1 when an output differs by more. Pictures must always be equal.
+        device: Where to compute.
+    """
+    from actwam.parity import compare
+
+    differences = compare(folder, device=device)
+    print_numbers(differences, as_json=True)
+    return 0 if all(value <= tolerance for value in differences.values()) else 1

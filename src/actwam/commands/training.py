@@ -1,0 +1,107 @@
+"""Training: `train`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from importlib import import_module
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from actwam.console import progress_bars
+
+if TYPE_CHECKING:
+    from actwam.train.config import Recipe
+
+
+def train(
+    recipe: Positional[str],
+    *,
+    data: dict[str, Path],
+    out: Path,
+    start: Path | None = None,
+    robots: tuple[Path, ...] = (),
+    options: dict[str, str] | None = None,
+    stage: str | None = None,
+    resume: bool = False,
+    cache: Path | None = None,
+    device: str = "cpu",
+    tracker: Literal["none", "tensorboard", "wandb"] = "none",
+) -> int:
+    """Train the stages of a recipe one after another.
+
+    Args:
+        recipe: MODULE.FUNCTION in actwam.recipes, such as metaworld.laptop, or any importable MODULE:FUNCTION.
+        data: The datasets the recipe names: --data demos FOLDER general FOLDER ...
+        out: Folder of the run; every stage has a folder in it.
+        start: A checkpoint to start from, for recipes that take one: what `actwam import` wrote, or a training run.
+        robots: YAML files of the robots, for recipes that take any.
+        options: Other arguments of the recipe: --options align_steps 2000 general_steps 500
+        stage: Train this stage only, from the checkpoint of the stage before it.
+        resume: Go on from the newest checkpoint.
+        cache: Folder of cached latents; OUT/cache if not given.
+        device: Where to train: cpu, cuda, cuda:1.
+        tracker: Log to TensorBoard or Weights & Biases too; metrics.jsonl is always written.
+    """
+    from actwam.train.loop import Run
+    from actwam.train.loop import train as run
+
+    with progress_bars() as report:
+        where = Run(
+            out=out,
+            cache=cache or out / "cache",
+            device=device,
+            tracker=tracker,
+            resume=resume,
+            progress=report,
+        )
+        folder = run(find_recipe(recipe, options or {}, start, robots, tuple(data)), data, where, only=stage)
+    print(folder)
+    return 0
+
+
+def find_recipe(
+    name: str,
+    options: Mapping[str, str],
+    start: Path | None = None,
+    robots: Sequence[Path] = (),
+    datasets: Sequence[str] = (),
+) -> Recipe:
+    """Call a recipe by name. `start`, the robots and the names of the datasets go to recipes that have such arguments.
+
+    Raises ValueError when there is no such recipe or option, when an option has the wrong type, and when the recipe
+    takes no start or no robots but some are given, or the other way round.
+    """
+    from actwam.data.embodiment import read_robot
+
+    module, _, function = name.rpartition(":") if ":" in name else f"actwam.recipes.{name}".rpartition(".")
+    try:
+        recipe = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"no recipe {name!r}: {error}; try metaworld.laptop or gwp.gwp05") from error
+    parameters = inspect.signature(recipe, eval_str=True).parameters
+    given = {"start": start, "robots": [read_robot(path) for path in robots]}
+    for what, value in given.items():
+        if bool(value) != (what in parameters):
+            raise ValueError(f"recipe {name} {'needs' if what in parameters else 'takes no'} --{what}")
+    arguments = {what: value for what, value in {**given, "datasets": datasets}.items() if what in parameters}
+    free = [what for what in parameters if what not in arguments]
+    for what, text in options.items():
+        if what not in free:
+            raise ValueError(f"recipe {name} has no option {what!r}; it has {', '.join(free)}")
+        arguments[what] = _parse(f"option {what} of recipe {name}", text, parameters[what].annotation)
+    return recipe(**arguments)
+
+
+def _parse(what: str, text: str, annotation: Any) -> Any:
+    """Read `text` as the type of an argument. Raises ValueError saying what was expected."""
+    try:
+        with redirect_stderr(StringIO()):  # its box of several lines says less than ours
+            return tyro.cli(annotation, args=[text])
+    except SystemExit as error:
+        raise ValueError(f"{what} is {text!r}, expected {annotation}") from error

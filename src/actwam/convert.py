@@ -1,0 +1,170 @@
+"""Official models in, official models out.
+
+`import_model` makes a checkpoint of a folder or Hub repository with GWP-0, GWP-0.5 or Wan 2.2; `export_model` turns a
+checkpoint back into their layout. What is imported and exported again is the same to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actwam.checkpoint import Checkpoint, load, save
+from actwam.data.embodiment import Embodiment, read_robot
+from actwam.data.loader import Window
+from actwam.data.normalize import Normalizer, NormStats
+from actwam.data.partial import partial_folder
+from actwam.data.transforms import RobotTransform, layout_of
+from actwam.model.config import TransformerConfig
+from actwam.model.files import Precision, read_json
+from actwam.model.hub import resolve
+from actwam.model.official import Official, TimeProjection, read_official, write_official
+from actwam.model.umt5 import UMT5
+from actwam.model.wan import WanCodec
+from actwam.model.weights import ActionSide
+from actwam.recipes import gwp
+from actwam.tokens import ACTION_CENTERED
+
+_STATE, _ACTION = "observation.state", "action"
+_COLUMNS = ("mean", "std", "min", "max", "q01", "q99")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """What a folder of weights does not tell.
+
+    `codec` and `text`: a folder or Hub id with `vae/`, and with `text_encoder/` and `tokenizer/`; None takes those
+    beside the weights, or else Wan 2.2's own. `robots` and `norm_stats`: a YAML file of each robot that the weights
+    were trained on and its statistics; without them the checkpoint can be fine-tuned, but cannot act. `picture` is
+    the (height, width) of the composed picture. The rest is `read_official`'s.
+    """
+
+    codec: str | None = None
+    text: str | None = None
+    robots: tuple[Path, ...] = ()
+    norm_stats: tuple[Path, ...] = ()
+    action_horizon: int = gwp.ACTION_HORIZON
+    picture: tuple[int, int] = gwp.PICTURE
+    actions: ActionSide = gwp.ACTIONS
+    precision: Precision = "auto"
+    time_projection: TimeProjection = "chunks"
+    seed: int = 0
+
+
+def import_model(source: str, out: Path, config: ImportConfig) -> Checkpoint:
+    """Write the checkpoint `out`, which must not exist, from a local folder or a Hub id.
+
+    Raises ValueError, one line, on weights that are missing, damaged, left over or contradicted by their config.json,
+    on a text encoder or codec of another width, on statistics that do not fit the robots, and on a Hub id that cannot
+    be reached. Nothing is left behind then.
+    """
+    if out.exists():
+        raise ValueError(f"{out}: exists already; choose another folder or delete this one")
+    if len(config.robots) != len(config.norm_stats):
+        raise ValueError(
+            f"{len(config.robots)} robots and {len(config.norm_stats)} files of statistics: give one for each robot"
+        )
+    folder = resolve(source, gwp.WEIGHT_FILES)
+    robots = [read_robot(path) for path in config.robots]
+    text = UMT5.load(config.text or _beside(source, folder, "text_encoder"), tokens=gwp.TEXT_TOKENS)
+    autoencoder = resolve(config.codec or _beside(source, folder, "vae"), gwp.CODEC_FILES)
+    codec = WanCodec.load(autoencoder / "vae" if (autoencoder / "vae").is_dir() else autoencoder)
+    official = read_official(
+        folder,
+        text_tokens=gwp.TEXT_TOKENS,
+        actions=config.actions,
+        precision=config.precision,
+        time_projection=config.time_projection,
+        seed=config.seed,
+    )
+    sizes = official.model.config
+    for what, found, wanted in (
+        ("text encoder", text.width, sizes.text_width),
+        ("codec", codec.latent_channels, sizes.latent_channels),
+    ):
+        if found != wanted:
+            raise ValueError(f"{source}: the model reads a {what} of width {wanted}, the one given has {found}")
+    checkpoint = Checkpoint(
+        model=official.model,
+        codec=codec,
+        text=text,
+        table=ACTION_CENTERED,
+        robots=tuple(
+            _transform(robot, path, sizes, config.picture)
+            for robot, path in zip(robots, config.norm_stats, strict=True)
+        ),
+        window=Window(action_horizon=config.action_horizon, future_offsets=gwp.offsets(config.action_horizon)),
+        sampling=gwp.sampling(len(sizes.experts)),
+        trained={"imported": official.layout, "source": source, "seed": config.seed},
+    )
+    save(checkpoint, out)
+    return checkpoint
+
+
+def export_model(folder: Path, out: Path, *, pickled: bool = False) -> Official:
+    """Write a checkpoint as `out/transformer`, `out/vae` and one file of statistics for each robot.
+
+    `pickled`: a `.bin` instead of safetensors, for GWP's C++ converter. Raises ValueError on a model without official
+    counterpart. The folder appears whole or not at all.
+    """
+    checkpoint = load(folder)
+    with partial_folder(out) as partial:
+        layout = write_official(checkpoint.model, partial, pickled=pickled)
+        if isinstance(checkpoint.codec, WanCodec):
+            checkpoint.codec.export(partial / "vae")
+        for robot in checkpoint.robots:
+            path = partial / f"norm_stats_{robot.embodiment.name}.json"
+            path.write_text(json.dumps(_official_stats(robot), indent=2) + "\n", encoding="utf-8")
+    return Official(checkpoint.model, layout)
+
+
+def _beside(source: str, folder: Path, part: str) -> str:
+    """Where `part` is: with the weights, or else in the model that they started from. `folder` is what was fetched of
+    `source`, and of a Hub id that is the weights alone.
+    """
+    with_weights = (folder / part).is_dir() or source == gwp.WAN
+    return source if with_weights else gwp.WAN
+
+
+def _transform(robot: Embodiment, path: Path, sizes: TransformerConfig, picture: tuple[int, int]) -> RobotTransform:
+    """A robot with the official statistics: `{"norm_stats": {"observation.state": {"mean": [], ...}, "action": {}}}`,
+    lists as long as the padded vectors, over actions that are already relative where the robot's are.
+    """
+    data = read_json(path).get("norm_stats")
+    if not isinstance(data, dict) or not {_STATE, _ACTION} <= set(data):
+        raise ValueError(f"{path}: has no norm_stats of {_STATE} and {_ACTION}")
+    state, action = (
+        Normalizer(_stats(path, key, data[key], names), "quantile", "center")
+        for key, names in ((_STATE, robot.state_names), (_ACTION, robot.action_names))
+    )
+    layout = layout_of(robot, *picture, resample="bilinear")
+    return RobotTransform(robot, layout, state, action, sizes.state_width, sizes.action_width)
+
+
+def _stats(path: Path, key: str, columns: Any, names: Sequence[str]) -> NormStats:
+    if not isinstance(columns, dict):
+        raise ValueError(f"{path}: {key} is no table of statistics")
+    cut: dict[str, Any] = {"names": list(names), "count": 1}
+    for column in _COLUMNS:
+        values = columns.get(column)
+        if not isinstance(values, list) or len(values) < len(names):
+            raise ValueError(f"{path}: {key}: {column} is {str(values)[:60]}, expected at least {len(names)} numbers")
+        cut[column] = values[: len(names)]
+    try:
+        return NormStats.from_json(cut)
+    except ValueError as error:
+        raise ValueError(f"{path}: {key}: {error}") from error
+
+
+def _official_stats(robot: RobotTransform) -> Mapping[str, Any]:
+    """The statistics of a robot in the official form, padded with zeros."""
+
+    def columns(normalizer: Normalizer, width: int) -> dict[str, list[float]]:
+        stats = normalizer.stats
+        return {name: [*getattr(stats, name), *[0.0] * (width - len(stats.names))] for name in _COLUMNS}
+
+    parts = {_STATE: columns(robot.state, robot.state_width), _ACTION: columns(robot.action, robot.action_width)}
+    return {"norm_stats": parts}
