@@ -13,6 +13,7 @@ import torch
 from actwam.checkpoint import Checkpoint, save
 from actwam.data.loader import Window
 from actwam.data.transforms import FutureTransform
+from actwam.model.text import HashedWords
 from actwam.policy import Policy
 from actwam.tokens import ACTION_CENTERED, ACTION_ONLY, BIDIRECTIONAL, JOINT, UNCOUPLED, VIDEO_FIRST
 from actwam.types import Group, Observation
@@ -101,6 +102,31 @@ def test_imagining_without_actions_gives_both() -> None:
     assert imagined.video.dtype == np.uint8
     assert imagined.video.std() > 1
     assert imagined.actions.shape == (tiny.HORIZON, 3)
+
+
+def pair_policy(offsets: tuple[int, ...] = (1, 2, 3, 4)) -> Policy:
+    """Behind a codec that makes one latent of two frames, told as change from the present frame."""
+    window = Window(action_horizon=tiny.HORIZON, future_offsets=offsets)
+    return policy(0, tiny.checkpoint(codec=tiny.PairCodec(tiny.codec()), window=window))
+
+
+def test_a_codec_that_compresses_time_decodes_the_future_behind_the_present() -> None:
+    robot, seen = pair_policy(), observations(1)[0]
+    encoded = robot.encode([seen])
+    values = robot._sample(encoded, [Group.ACTION, Group.FUTURE], [1])
+    assert values[Group.FUTURE].shape == (1, tiny.CHANNELS, 2, 2, 4)
+    imagined = robot.imagine(seen, seed=1)
+    assert imagined.video.shape == (4, tiny.LAYOUT.height, tiny.LAYOUT.width, 3)
+    present = encoded.given[Group.OBSERVATION]
+    expected = robot.checkpoint.codec.pictures.decode(present + values[Group.FUTURE])[0].numpy()
+    assert np.array_equal(imagined.video, expected.repeat(2, axis=0))
+    batch = robot.imagine_batch([seen, seen], None, [1, 2])
+    assert np.abs(batch[0].video.astype(int) - imagined.video).max() <= 1
+
+
+def test_future_pictures_that_do_not_fill_their_latents_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"future_offsets are 3 pictures.* choose a multiple of 2"):
+        pair_policy((1, 2, 3)).act(observations(1)[0])
 
 
 def test_a_future_shown_as_change_is_added_to_the_present() -> None:
@@ -217,6 +243,16 @@ def test_the_noise_of_a_robot_belongs_to_seed_and_group() -> None:
     assert both[Group.ACTION][..., :2].all()
 
 
+def test_noise_stays_in_padded_dimensions_where_the_weights_were_trained_so() -> None:
+    noisy = policy(1, tiny.checkpoint(model=tiny.model(noisy_padding=True)))
+    quiet = policy(1, tiny.checkpoint(model=tiny.model()))
+    encoded = quiet.encode(observations(2, 1))
+    with_noise, without = (each._noise({Group.ACTION}, encoded, [4, 5])[Group.ACTION] for each in (noisy, quiet))
+    assert with_noise[..., 2].all()
+    assert not without[..., 2].any()
+    assert torch.equal(with_noise[..., :2], without[..., :2])
+
+
 def test_action_and_future_start_from_different_noise() -> None:
     """A horizon of 32 makes both of 96 numbers: drawn from one generator, they would be the same."""
     long = tiny.checkpoint(window=Window(action_horizon=32, future_offsets=tiny.OFFSETS))
@@ -247,6 +283,36 @@ def test_a_run_is_opened_at_its_newest_checkpoint(tmp_path: Path) -> None:
         Policy.load(tmp_path)
     with pytest.raises(ValueError, match="not 'robot_9'"):
         Policy.load(tmp_path, robot="robot_9")
+
+
+def test_a_checkpoint_that_no_robot_uses_yet_does_not_act(tmp_path: Path) -> None:
+    save(tiny.checkpoint(robots=()), tmp_path / "imported")
+    for name in (None, "robot_0"):
+        with pytest.raises(ValueError, match=r"has no robot: name one when importing it, or fine-tune it") as caught:
+            Policy.load(tmp_path / "imported", robot=name)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_last_instructions_are_kept_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actwam.policy.TEXTS", 2)
+    embedded: list[str] = []
+
+    def encode(self: HashedWords, instructions: list[str]) -> torch.Tensor:
+        embedded.extend(instructions)
+        return real(self, instructions)
+
+    real = HashedWords.encode
+    monkeypatch.setattr(HashedWords, "encode", encode)
+    robot, seen = policy(), observations(1)[0]
+    for word in "abacaab":
+        robot.act(replace(seen, instruction=word))
+        assert len(robot._texts) <= 2
+    assert "".join(embedded) == "abcb"
+    three = [replace(seen, instruction=word) for word in "xyzx"]
+    together = robot.act_batch(three, [0, 1, 2, 3])
+    assert list(robot._texts) == ["y", "z"]
+    for observation, seed, chunk in zip(three, range(4), together, strict=True):
+        assert np.abs(robot.act(observation, seed=seed).actions - chunk.actions).max() < 1e-5
 
 
 def test_a_policy_without_future_frames_acts() -> None:

@@ -6,9 +6,9 @@ All of it is deterministic.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -161,6 +161,41 @@ def codec(channels: int = CHANNELS) -> PatchPCACodec:
     return PatchPCACodec.fit(torch.from_numpy(pictures), patch=PATCH, channels=channels)
 
 
+@dataclass(frozen=True)
+class PairCodec:
+    """Compresses time: two frames become one latent, their mean, told as the change from the clip's first frame."""
+
+    pictures: PatchPCACodec
+    kind: ClassVar[str] = "pair"
+    time_stride: ClassVar[int] = 2
+
+    @property
+    def latent_channels(self) -> int:
+        return self.pictures.latent_channels
+
+    def encode(self, video: Tensor) -> Tensor:
+        latents = self.pictures.encode(video)
+        first, rest = latents[:, :, :1], latents[:, :, 1:]
+        pairs = rest.unflatten(2, (rest.shape[2] // 2, 2))
+        return torch.cat([first, pairs.mean(3) - first], dim=2)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        first, change = latents[:, :, :1], latents[:, :, 1:]
+        return self.pictures.decode(torch.cat([first, (first + change).repeat_interleave(2, dim=2)], dim=2))
+
+    def digest(self) -> str:
+        return f"pair {self.pictures.digest()}"
+
+    def to(self, device: torch.device) -> PairCodec:
+        return replace(self, pictures=self.pictures.to(device))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.pictures.tensors()
+
+
 def checkpoint(experts: str = "one", seed: int = 0, **changes: Any) -> Checkpoint:
     """A whole system in memory, for both robots."""
     fields: dict[str, Any] = {
@@ -201,14 +236,15 @@ def stage(name: str = "align", **changes: Any) -> StageConfig:
 
 
 def recipe(*stages: StageConfig, **changes: Any) -> Recipe:
-    """One robot, `squares` its dataset."""
+    """One robot, `squares` its dataset. Every robot has the same layout."""
+    robots = changes.get("robots", (robot(0),))
     fields: dict[str, Any] = {
-        "robots": (robot(0),),
+        "robots": robots,
         "model": config(embodiments=1),
         "table": ACTION_CENTERED,
         "codec": CodecConfig(patch=PATCH, channels=CHANNELS),
         "text": TEXT,
-        "layout": LAYOUT,
+        "layouts": (LAYOUT,) * len(robots),
         "window": Window(action_horizon=HORIZON, future_offsets=OFFSETS),
         "sampling": SAMPLING,
         **changes,

@@ -10,7 +10,7 @@ what was asked before.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +20,23 @@ from torch import Tensor
 
 from actwam.checkpoint import Checkpoint, load
 from actwam.data.transforms import RobotTransform
+from actwam.model.files import DTYPES, Precision
 from actwam.model.transformer import TextContext
 from actwam.sampler import sample
 from actwam.tokens import Table, plan
 from actwam.types import ActionChunk, Group, Observation
 
+TEXTS = 64
+"""Instructions whose keys and values a policy keeps: the last ones it was given."""
+
 
 @dataclass(frozen=True)
 class Imagination:
-    """The F future frames of the composed picture, at the offsets of the checkpoint's window, and their
+    """The T future frames of the composed picture, at the offsets of the checkpoint's window, and their
     actions.
     """
 
-    video: UInt8[np.ndarray, "F H W 3"]
+    video: UInt8[np.ndarray, "T H W 3"]
     actions: Float[np.ndarray, "K A"]
 
 
@@ -58,14 +62,24 @@ class Policy:
     _texts: dict[str, TextContext] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, folder: Path | str, *, robot: str | None = None, device: str = "cpu") -> Policy:
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        robot: str | None = None,
+        device: str = "cpu",
+        precision: Precision = "auto",
+    ) -> Policy:
         """Read and verify a checkpoint folder, or the newest checkpoint of a training run.
 
-        Raises ValueError on a damaged checkpoint or a robot that it does not know.
+        `precision` is what the model computes in, "auto" what its weights are stored in. Raises ValueError on a
+        damaged checkpoint, a robot that it does not know, and an imported one that has no robot yet.
         """
-        checkpoint = load(Path(folder))
-        checkpoint.model.to(device)
-        return cls(checkpoint, checkpoint.robot(robot), checkpoint.table, torch.device(device))
+        checkpoint, place = load(Path(folder)), torch.device(device)
+        transform = checkpoint.robot(robot)
+        checkpoint.model.to(place, DTYPES.get(precision))
+        checkpoint = replace(checkpoint, codec=checkpoint.codec.to(place))
+        return cls(checkpoint, transform, checkpoint.table, place)
 
     def act(self, observation: Observation, *, seed: int = 0) -> ActionChunk:
         """The next K actions, in the robot's units. `seed` draws the noise that they are denoised from.
@@ -112,8 +126,9 @@ class Policy:
         encoded = Encoded({**encoded.given, **given}, encoded.text, encoded.states)
         values = self._sample(encoded, [group for group in (Group.ACTION, Group.FUTURE) if group not in given], seeds)
         present = encoded.given[Group.OBSERVATION]
-        latents = self.checkpoint.future.denormalize(values[Group.FUTURE], present)
-        videos = self.checkpoint.codec.decode(latents.cpu()).numpy()
+        future = self.checkpoint.future.denormalize(values[Group.FUTURE], present)
+        # behind the present frame, because a codec that compresses time decodes no later frame without the first
+        videos = self.checkpoint.codec.decode(torch.cat([present, future], dim=2))[:, 1:].cpu().numpy()
         if actions is None:
             actions = np.stack([chunk.actions for chunk in self._chunks(values[Group.ACTION], encoded.states)])
         return [Imagination(video, chunk) for video, chunk in zip(videos, actions, strict=True)]
@@ -130,15 +145,19 @@ class Policy:
         return Encoded(given, self._text([observation.instruction for observation in observations]), states)
 
     def _text(self, instructions: Sequence[str]) -> TextContext:
-        """Keys and values of instructions; each distinct one is embedded once in the life of the policy."""
+        """Keys and values of instructions; those of the last `TEXTS` distinct ones are kept."""
         distinct = list(dict.fromkeys(instructions))
-        for instruction in distinct:
-            if instruction not in self._texts:
-                embedded = self.checkpoint.text.encode([instruction]).to(self.device)
-                with torch.inference_mode():
-                    self._texts[instruction] = self.checkpoint.model.text_context(embedded)
+        known = [self._texts.pop(instruction, None) for instruction in distinct]
+        contexts = [context or self._embed(text) for text, context in zip(distinct, known, strict=True)]
+        self._texts.update(zip(distinct, contexts, strict=True))  # the newest come last
+        for old in list(self._texts)[:-TEXTS]:
+            self._texts.pop(old, None)
         rows = torch.tensor([distinct.index(instruction) for instruction in instructions], device=self.device)
-        return TextContext.stack([self._texts[instruction] for instruction in distinct]).select(rows)
+        return TextContext.stack(contexts).select(rows)
+
+    @torch.inference_mode()
+    def _embed(self, instruction: str) -> TextContext:
+        return self.checkpoint.model.text_context(self.checkpoint.text.encode([instruction]).to(self.device))
 
     def _sample(
         self, encoded: Encoded, wanted: Iterable[Group], seeds: Sequence[int]
@@ -163,9 +182,10 @@ class Policy:
         noise.
         """
         window, observed = self.checkpoint.window, encoded.given[Group.OBSERVATION]
+        frames = window.latent_frames(self.checkpoint.codec.time_stride)
         shapes = {
             Group.ACTION: (window.action_horizon, self.robot.action_width),
-            Group.FUTURE: (observed.shape[1], len(window.future_offsets), *observed.shape[3:]),
+            Group.FUTURE: (observed.shape[1], frames, *observed.shape[3:]),
         }
         rows = {
             group: [
@@ -175,7 +195,7 @@ class Policy:
             for group in groups
         }
         noise = {group: torch.stack(parts).to(self.device) for group, parts in rows.items()}
-        if Group.ACTION in noise:  # padded dimensions are zero, as in training
+        if Group.ACTION in noise and not self.checkpoint.model.config.noisy_padding:  # zero, as in training
             noise[Group.ACTION][..., len(self.robot.embodiment.action_names) :] = 0
         return noise
 

@@ -5,12 +5,13 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from actwam.data.dataset import LeRobotDataset
-from actwam.data.latents import Latents, cache_latents
+from actwam.data.latents import Latents, _require_space, cache_latents
 from actwam.data.video import iterate_frames
 
 CAMERAS = ("wrist_left", "front")
@@ -21,11 +22,21 @@ def side_by_side(views: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.concatenate([views[camera] for camera in CAMERAS], axis=2)
 
 
-def shrink(frames: np.ndarray) -> np.ndarray:
-    """A stand-in for a codec: means of 8 x 8 blocks, (T, 3, h, w)."""
-    T, H, W, _ = frames.shape
-    blocks = frames.reshape(T, H // 8, 8, W // 8, 8, 3).astype(np.float32) / 255
-    return blocks.mean((2, 4)).transpose(0, 3, 1, 2)
+def shrink(clips: np.ndarray) -> np.ndarray:
+    """A stand-in for a codec: means of 8 x 8 blocks, (B, 3, T, h, w)."""
+    B, T, H, W, _ = clips.shape
+    blocks = clips.reshape(B, T, H // 8, 8, W // 8, 8, 3).astype(np.float32) / 255
+    return np.ascontiguousarray(blocks.mean((3, 5)).transpose(0, 4, 1, 2, 3))
+
+
+def pair(clips: np.ndarray) -> np.ndarray:
+    """A stand-in for a codec that makes one latent of two frames: twice the first and three times the second."""
+    latents = shrink(clips)
+    return np.concatenate([latents[:, :, :1], 2 * latents[:, :, 1::2] + 3 * latents[:, :, 2::2]], axis=2)
+
+
+def rows(*values: int) -> np.ndarray:
+    return np.array(values, int)
 
 
 def build(dataset: LeRobotDataset, root: Path, **changes) -> Latents:
@@ -33,10 +44,20 @@ def build(dataset: LeRobotDataset, root: Path, **changes) -> Latents:
         "cameras": CAMERAS,
         "compose": side_by_side,
         "encode": shrink,
+        "time_stride": 1,
+        "offsets": (),
         "key": "shrink 8",
         "root": root,
     }
     return cache_latents(dataset, **arguments | changes)
+
+
+def never(clips: np.ndarray) -> np.ndarray:
+    raise AssertionError("encoded again")
+
+
+def pictures(dataset: LeRobotDataset, episode: int) -> np.ndarray:
+    return side_by_side({camera: dataset.video(camera, episode) for camera in CAMERAS})
 
 
 @pytest.fixture
@@ -46,17 +67,90 @@ def dataset(written: Path) -> LeRobotDataset:
 
 def test_latents_are_those_of_the_frames(dataset: LeRobotDataset, tmp_path: Path) -> None:
     latents = build(dataset, tmp_path)
-    assert latents.starts == (0, 24, 55, 75)
+    assert latents.array.shape == (100, 1, 3, 4, 12)
     for episode in dataset.episodes:
-        views = {camera: dataset.video(camera, episode.index) for camera in CAMERAS}
-        expected = shrink(side_by_side(views)).astype(np.float16)
-        rows = episode.start + np.arange(episode.length)
-        assert np.array_equal(latents.window(rows), expected)
-    window = latents.window(np.array([70, 3, 3]))
-    assert window.shape == (3, 3, 4, 12)
-    assert window.dtype == np.float16
+        expected = shrink(pictures(dataset, episode.index)[None]).astype(np.float16)
+        starts = episode.start + np.arange(episode.length)
+        last = np.full(episode.length, episode.start + episode.length - 1)
+        assert np.array_equal(latents.window(starts, last, ())[:, :, 0], expected[0].swapaxes(0, 1))
+        moments = np.minimum(np.arange(episode.length)[:, None] + [0, 2, 5], episode.length - 1)
+        window = latents.window(starts, last, (2, 5))
+        assert np.array_equal(window, expected[0][:, moments].swapaxes(0, 1))
+    window = latents.window(rows(70, 3, 3), rows(74, 23, 23), (1,))
+    assert window.shape == (3, 3, 2, 4, 12)
+    assert window.dtype == np.float32
     assert np.array_equal(window[1], window[2])
-    assert latents.window(np.array([], int)).shape == (0, 3, 4, 12)
+    assert latents.window(rows(), rows(), (1,)).shape == (0, 3, 2, 4, 12)
+
+
+@pytest.mark.parametrize("batch_frames", [1, 12, 1000])
+def test_a_codec_that_compresses_time_has_the_window_of_every_row(
+    dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_frames: int
+) -> None:
+    """Row by row what encoding the window alone gives, whatever clips are encoded together."""
+    monkeypatch.setattr("actwam.data.latents.BATCH_FRAMES", batch_frames)
+    offsets, together = (1, 3, 4, 9), []
+
+    def encode(clips: np.ndarray) -> np.ndarray:
+        together.append(len(clips))
+        return pair(clips)
+
+    latents = build(dataset, tmp_path, encode=encode, time_stride=2, offsets=offsets)
+    assert latents.array.shape == (100, 3, 3, 4, 12)
+    assert max(together) == {1: 1, 12: 2, 1000: 31}[batch_frames]
+    for episode in dataset.episodes:
+        whole = pictures(dataset, episode.index)
+        starts = np.arange(episode.length)
+        moments = np.minimum(starts[:, None] + [0, *offsets], episode.length - 1)  # the last frame is repeated
+        expected = np.concatenate([pair(whole[window][None]) for window in moments]).astype(np.float16)
+        last = np.full(episode.length, episode.start + episode.length - 1)
+        assert np.array_equal(latents.window(episode.start + starts, last, offsets), expected)
+    again = build(dataset, tmp_path, encode=never, time_stride=2, offsets=offsets)
+    assert (again.time_stride, again.offsets) == (2, offsets)
+    assert np.array_equal(again.array, latents.array)
+
+
+def test_other_offsets_are_encoded_anew_only_where_windows_are_cached(dataset, tmp_path: Path) -> None:
+    frames = build(dataset, tmp_path, offsets=(1, 2))
+    assert build(dataset, tmp_path, encode=never, offsets=(3,)).folder == frames.folder
+    windows = build(dataset, tmp_path, encode=pair, time_stride=2, offsets=(1, 2))
+    others = build(dataset, tmp_path, encode=pair, time_stride=2, offsets=(1, 3))
+    assert len({frames.folder, windows.folder, others.folder}) == 3
+    with pytest.raises(ValueError, match=r"holds windows of frames \(1, 2\), not \(1, 3\)"):
+        windows.window(rows(0), rows(23), (1, 3))
+
+
+def test_a_window_without_future_is_one_frame_for_any_codec(dataset, tmp_path: Path) -> None:
+    latents = build(dataset, tmp_path, encode=pair, time_stride=2)
+    assert latents.window(rows(0, 99), rows(23, 99), ()).shape == (2, 3, 1, 4, 12)
+
+
+@pytest.mark.parametrize(("free", "fits"), [(28_800, True), (28_799, False)])
+def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_encoded(
+    dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, fits: bool
+) -> None:
+    """100 rows of 3 x 4 x 12 float16 numbers are 28,800 bytes."""
+    calls = []
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+    monkeypatch.setattr("actwam.data.latents.BATCH_FRAMES", 10)
+
+    def encode(clips: np.ndarray) -> np.ndarray:
+        calls.append(len(clips))
+        return shrink(clips)
+
+    if fits:
+        assert build(dataset, tmp_path, encode=encode).array.nbytes == 28_800
+        return
+    with pytest.raises(ValueError, match=r"the latents need 0\.0 GB, the disk has 0\.0 GB free; free some"):
+        build(dataset, tmp_path, encode=encode)
+    assert calls == [10]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_space_is_told_in_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=12_300_000_000))
+    with pytest.raises(ValueError, match=r"need 92\.2 GB, the disk has 12\.3 GB free"):
+        _require_space(tmp_path, (1_000_000, 2, 48, 24, 20))
 
 
 def test_each_video_is_decoded_once_and_never_again(dataset, tmp_path: Path, monkeypatch) -> None:
@@ -71,11 +165,7 @@ def test_each_video_is_decoded_once_and_never_again(dataset, tmp_path: Path, mon
     monkeypatch.delattr("actwam.data.dataset.read_frames")  # the other way to a picture
     first = build(dataset, tmp_path, progress=lambda *call: encoded.append(call))
     assert Counter(decoded) == {dataset.episodes[0].clips[camera].path: 100 for camera in CAMERAS}
-    assert encoded == [(1, 4), (2, 4), (3, 4), (4, 4)]
-
-    def never(frames: np.ndarray) -> np.ndarray:
-        raise AssertionError("encoded again")
-
+    assert encoded == [(24, 100), (55, 100), (75, 100), (100, 100)]
     second = build(dataset, tmp_path, encode=never)
     assert len(decoded) == 200
     assert np.array_equal(first.array, second.array)
@@ -95,9 +185,9 @@ def test_another_key_or_dataset_is_another_cache(dataset, dataset_folder: Path, 
 
 def test_rows_outside_are_refused(dataset: LeRobotDataset, tmp_path: Path) -> None:
     latents = build(dataset, tmp_path)
-    for rows in ([100], [-1]):
+    for row in (100, -1):
         with pytest.raises(ValueError, match="not all within the 100 cached ones"):
-            latents.window(np.array(rows))
+            latents.window(rows(row), rows(200), (1,))
 
 
 def test_a_failure_leaves_no_cache(dataset: LeRobotDataset, tmp_path: Path) -> None:
@@ -112,21 +202,22 @@ def test_a_failure_leaves_no_cache(dataset: LeRobotDataset, tmp_path: Path) -> N
     with pytest.raises(RuntimeError, match="out of memory"):
         build(dataset, tmp_path, encode=fails)
     assert list(tmp_path.iterdir()) == []
-    assert build(dataset, tmp_path).array.shape == (100, 3, 4, 12)
+    assert build(dataset, tmp_path).array.shape == (100, 1, 3, 4, 12)
 
 
 @pytest.mark.parametrize(
     ("encode", "message"),
     [
         (
-            lambda frames: shrink(frames)[::4],
-            r"episode 0: 24 frames gave latents .* encodes each frame alone",
+            lambda clips: shrink(clips)[::4],
+            r"episode 0: 24 clips gave latents .*expected .24, Z, 1, h, w.",
         ),
-        (lambda frames: shrink(frames)[:, 0], "expected .24, Z, h, w."),
+        (lambda clips: shrink(clips)[:, 0], "expected .24, Z, 1, h, w."),
+        (lambda clips: shrink(clips)[:, :, [0, 0]], "the time stride of the codec is not the one"),
         (lambda frames: shrink(frames) * np.float32(1e6), "beyond 65504 of float16"),
         (lambda frames: shrink(frames) * np.float32(np.nan), "NaN"),
         (
-            lambda frames: shrink(frames)[:, :, : 1 + len(frames) % 2],
+            lambda frames: shrink(frames)[:, :, :, : 1 + len(frames) % 2],
             "episode 1: latents of shape .* after others",
         ),
     ],
@@ -158,8 +249,8 @@ def other_sheet(**changes) -> object:
         (lambda folder: os.truncate(folder / "latents.npy", 500), r"latents\.npy: missing or damaged"),
         (lambda folder: (folder / "latents.npy").unlink(), r"latents\.npy: missing or damaged"),
         (lambda folder: (folder / "latents.json").unlink(), r"latents\.json: file is missing"),
-        (other_sheet(shape=[100, 3, 4, 13]), r"float16 of shape \(100, 3, 4, 12\), expected"),
-        (other_sheet(starts=[0]), "belongs to another dataset or codec"),
+        (other_sheet(shape=[100, 1, 3, 4, 13]), r"float16 of shape \(100, 1, 3, 4, 12\), expected"),
+        (other_sheet(offsets=[1]), "belongs to another dataset or codec"),
         (other_sheet(key="another"), "belongs to another dataset or codec"),
     ],
 )

@@ -29,8 +29,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> LeRobotDataset:
 def numbered(dataset: LeRobotDataset) -> Latents:
     """Latents that say which row they are of."""
     rows = np.arange(len(dataset.state), dtype=np.float16)
-    array = np.broadcast_to(rows[:, None, None, None], (len(rows), 2, 1, 1)).copy()
-    return Latents(dataset.folder, tuple(e.start for e in dataset.episodes), array)
+    return Latents(dataset.folder, np.broadcast_to(rows[:, None, None, None, None], (len(rows), 1, 2, 1, 1)).copy())
+
+
+def paired(dataset: LeRobotDataset, offsets: tuple[int, ...]) -> Latents:
+    """As a codec that makes one latent of two frames: the present, then two latents that say which is which."""
+    rows = np.arange(len(dataset.state), dtype=np.float16)[:, None]
+    array = np.broadcast_to((rows + np.array([0, 100, 200]))[:, :, None, None, None], (len(rows), 3, 2, 1, 1))
+    return Latents(dataset.folder, array.astype(np.float16), 2, offsets)
 
 
 def source(dataset: LeRobotDataset, mode: Mode = Mode.POLICY, weight: float = 1.0, window: Window = WINDOW) -> Source:
@@ -68,6 +74,32 @@ def test_rows_past_the_end_repeat_the_last_and_are_not_valid(dataset: LeRobotDat
     robot = tiny.transform(tiny.robot(1))
     repeated = dataset.action[[6, 7, 8, 8]]
     assert np.array_equal(batch.action[0], robot.model_action(repeated, dataset.state[6]))
+
+
+def test_latents_that_compress_time_are_valid_where_all_their_frames_are(dataset: LeRobotDataset) -> None:
+    """Episode 0 has the frames 0 to 8; the two latents of a window end 2 and 5 frames after its start."""
+    window = Window(action_horizon=4, future_offsets=(1, 2, 4, 5))
+    robot, latents = tiny.transform(tiny.robot(1)), paired(dataset, window.future_offsets)
+    policy = Source(dataset, latents, robot, window, Mode.POLICY)
+    batch = policy.batch(np.array([3, 4, 6, 7, 8]))
+    assert batch.latents[:, 0, :, 0, 0].tolist() == [[row, row + 100, row + 200] for row in (3, 4, 6, 7, 8)]
+    assert batch.future_valid.tolist() == [[True, True], [True, False], [True, False], [False, False], [False, False]]
+    video = Source(dataset, latents, robot, window, Mode.VIDEO)
+    assert (len(policy), len(video)) == (30, 30 - 3 * 2)
+    assert video.batch(np.arange(len(video))).future_valid[:, 0].all()
+    other = Window(action_horizon=4, future_offsets=(1, 2, 4, 6))
+    with pytest.raises(ValueError, match=r"holds windows of frames \(1, 2, 4, 5\), not \(1, 2, 4, 6\)"):
+        Source(dataset, latents, robot, other, Mode.POLICY).batch(np.array([0]))
+
+
+def test_a_future_that_does_not_fill_its_latents_is_refused(dataset: LeRobotDataset) -> None:
+    window = Window(action_horizon=4, future_offsets=(1, 2, 4))
+    with pytest.raises(ValueError, match=r"future_offsets are 3 pictures.*of every 2: choose a multiple of 2"):
+        Source(dataset, paired(dataset, (1, 2, 4)), tiny.transform(tiny.robot(1)), window, Mode.POLICY)
+    far = Window(action_horizon=4, future_offsets=(1, 9))
+    with pytest.raises(ValueError, match="episode 0 has 9 frames, fewer than the 10 of one window"):
+        Source(dataset, paired(dataset, (1, 9)), tiny.transform(tiny.robot(1)), far, Mode.POLICY)
+    assert [far.latent_frames(1), far.latent_frames(2), far.pictures_needed(1)] == [2, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
+from safetensors.numpy import load_file
 
 from actwam.data.normalize import Normalizer, compute_stats
 from actwam.data.transforms import (
@@ -19,11 +22,13 @@ from actwam.data.transforms import (
     absolute,
     fit,
     fit_normalizers,
+    layout_of,
     relative,
     t_layout,
 )
 from actwam.types import Observation
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 COLOURS = {"front": 10, "wrist_left": 100, "wrist_right": 200}
 
 
@@ -62,6 +67,73 @@ def test_one_view_fills_the_picture() -> None:
     assert np.array_equal(layout.compose({"head": frames}), frames)
     with pytest.raises(ValueError, match=r"slots \['head'\], but views \['hand'\]"):
         layout.compose({"hand": frames})
+
+
+def test_the_bilinear_t_is_the_official_picture_to_the_last_bit() -> None:
+    recorded = load_file(FIXTURES / "gwp05/sampling.safetensors")
+    layout = t_layout(96, 32, 32, "bilinear")
+    given = {name: recorded[f"view_{i}"][None] for i, name in enumerate(("head", "left", "right"))}
+    assert np.array_equal(layout.compose(given)[0], recorded["ref_image"])
+    areas = replace(layout, resample="area").compose(given)[0]
+    assert np.abs(areas.astype(int) - recorded["ref_image"]).max() > 50
+
+
+def test_bilinear_covers_the_slot_then_cuts_its_centre() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, 30, 47, 3), dtype=np.uint8)
+    made = fit(frames, 21, 20, "bilinear")
+    for frame, small in zip(frames, made, strict=True):
+        whole = Image.fromarray(frame).resize((33, 21), Image.Resampling.BILINEAR)  # 47 * 21 / 30 = 32.9
+        assert np.array_equal(small, np.asarray(whole.crop((6, 0, 26, 21))))
+    assert fit(frames, 30, 47, "bilinear") is frames
+
+
+@pytest.mark.parametrize(
+    ("slots", "message"),
+    [
+        ((), "slots of different names"),
+        ((Slot("a", 0, 0, 4, 3), Slot("a", 0, 3, 4, 3)), r"slots of different names, not \['a', 'a'\]"),
+        ((Slot("a", 0, 0, 4, 4), Slot("b", 0, 3, 4, 3)), r"name='a'.* and .*name='b'.* overlap"),
+        ((Slot("a", 0, 0, 4, 3), Slot("b", 3, 2, 1, 1)), "overlap"),
+        ((Slot("a", 0, 0, 5, 3),), "name='a'.* is not within the picture of 4 x 6"),
+        ((Slot("a", 0, 4, 4, 3),), "not within the picture"),
+        ((Slot("a", -1, 0, 4, 3),), "not within the picture"),
+        ((Slot("a", 0, -1, 4, 3),), "not within the picture"),
+        ((Slot("a", 0, 0, 4, 0),), "not within the picture"),
+    ],
+)
+def test_slots_that_cannot_be_are_refused(slots: tuple[Slot, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        ViewLayout(4, 6, slots)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_resampling_is_refused() -> None:
+    data = {**t_layout(64, 48, 24).to_json(), "resample": "nearest"}
+    with pytest.raises(ValueError, match="resample must be one of area, bilinear, not 'nearest'"):
+        ViewLayout.from_json(data)
+
+
+def test_a_robot_with_head_left_and_right_has_the_t() -> None:
+    shuffled = tiny.robot(cameras={"right": "wrist_right", "head": "front", "left": "wrist_left"})
+    for robot in (tiny.robot(), shuffled):
+        assert layout_of(robot, 64, 96, "bilinear") == t_layout(96, 32, 32, "bilinear")
+    for size in ((63, 96), (64, 95)):
+        with pytest.raises(ValueError, match=r"embodiment robot_0: a picture of .* does not divide into a head above"):
+            layout_of(tiny.robot(), *size)
+
+
+def test_other_slots_stand_one_below_the_other_in_the_order_of_the_robot() -> None:
+    robot = tiny.robot(cameras={"top": "front", "hand": "wrist_left", "belly": "wrist_right"})
+    layout = layout_of(robot, 12, 6)
+    assert layout == ViewLayout(
+        12, 6, (Slot("top", 0, 0, 4, 6), Slot("hand", 4, 0, 4, 6), Slot("belly", 8, 0, 4, 6)), "area"
+    )
+    picture = replace(tiny.transform(robot), layout=layout).picture(views())
+    assert [picture[0, row, 0, 0] for row in (0, 4, 8)] == [10, 100, 200]
+    assert layout_of(tiny.robot(cameras={"head": "front"}), 7, 5).slots == (Slot("head", 0, 0, 7, 5),)
+    with pytest.raises(ValueError, match="13 x 6 does not divide into 3 equal rows"):
+        layout_of(robot, 13, 6)
 
 
 def test_fit_cuts_the_centre_of_a_wide_and_of_a_tall_picture() -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 import torch
 
+from actwam import checkpoint as checkpoint_module
+from actwam.checkpoint import save
 from actwam.data.dataset import LeRobotDataset
 from actwam.data.loader import Window
+from actwam.data.transforms import FutureTransform, layout_of, t_layout
 from actwam.data.writer import DatasetWriter
+from actwam.model.text import HashedWords
 from actwam.train import prepare
 from actwam.train.config import CodecConfig, SourceConfig
 from actwam.train.prepare import fit_codec, fit_robots, initial, mixture, open_datasets, require_finite
@@ -130,10 +135,11 @@ def test_the_codec_is_fitted_on_frames_spread_over_all_episodes(
         return real(pictures, **how)
 
     monkeypatch.setattr(prepare.PatchPCACodec, "fit", fit)
-    recipe = tiny.recipe(codec=CodecConfig(patch=tiny.PATCH, channels=4, fit_frames=limit))
+    config = CodecConfig(patch=tiny.PATCH, channels=tiny.CHANNELS, fit_frames=limit)
+    recipe = tiny.recipe(codec=config)
     datasets = open_datasets(recipe, folders)
     robots = fit_robots(recipe, datasets)
-    first, again = (fit_codec(recipe, datasets, robots, silent) for _ in range(2))
+    first, again = (fit_codec(config, datasets, robots, silent) for _ in range(2))
     assert first.digest() == again.digest()
     assert len(seen[0]) == frames <= limit
     assert seen[0].shape[1:] == (tiny.LAYOUT.height, tiny.LAYOUT.width, 3)
@@ -170,7 +176,19 @@ def test_cached_latents_are_those_of_acting(folders: dict[str, Path], tmp_path: 
     latents = prepare.encode_dataset(dataset, checkpoint, tmp_path, silent)
     frame = {name: dataset.frames(name, 1, np.array([5])) for name in robot.embodiment.cameras.values()}
     served = checkpoint.codec.encode(torch.from_numpy(robot.picture(frame))[None])[0, :, 0]
-    assert np.abs(latents.window(np.array([14 + 5]))[0] - served.numpy()).max() < 0.01
+    cached = latents.window(np.array([14 + 5]), np.array([28]), ())[0, :, 0]
+    assert np.abs(cached - served.numpy()).max() < 0.01
+
+
+def test_a_swapped_camera_is_encoded_anew(folders: dict[str, Path], tmp_path: Path) -> None:
+    dataset = LeRobotDataset.open(folders["squares"])
+    swapped = tiny.robot(cameras={"head": "front", "left": "wrist_right", "right": "wrist_left"})
+    pair = [
+        prepare.encode_dataset(dataset, tiny.checkpoint(robots=(tiny.transform(each),)), tmp_path, silent)
+        for each in (tiny.robot(), swapped)
+    ]
+    assert np.abs(pair[0].array[:, :, :, :1].astype(float) - pair[1].array[:, :, :, :1]).max() == 0  # the head
+    assert np.abs(pair[0].array[:, :, :, 1:].astype(float) - pair[1].array[:, :, :, 1:]).max() > 0.1
 
 
 def test_the_first_weights_follow_the_seed(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -192,3 +210,147 @@ def test_the_scale_of_change_is_fitted_when_the_recipe_asks(folders: dict[str, P
     prepare.require_recipe(checkpoint, recipe, tmp_path)
     future = mixture(recipe.stages[0], checkpoint, datasets, tmp_path, silent).batch(0).latents[:, :, 1:]
     assert 0.3 < float(future.std()) < 3
+
+
+WINDOW = Window(action_horizon=tiny.HORIZON, future_offsets=(1, 2, 3, 4))
+
+
+def saved(folder: Path, **changes: Any) -> Path:
+    """A checkpoint to start from, whose codec makes one latent of two frames."""
+    save(tiny.checkpoint(**changes), folder)
+    return folder
+
+
+def paired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the codec of every checkpoint as one that compresses time: what is stored of both is the same."""
+    real = checkpoint_module.read_codec
+    monkeypatch.setattr(
+        checkpoint_module, "read_codec", lambda config, tensors: tiny.PairCodec(real({"kind": "patch_pca"}, tensors))
+    )
+
+
+def test_training_starts_from_a_checkpoint(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = tiny.PairCodec(tiny.codec())
+    start = saved(tmp_path / "start", codec=codec, model=tiny.model(seed=3, noisy_padding=True), robots=())
+    paired(monkeypatch)
+    stage = tiny.stage(sources=sources(squares=Mode.POLICY, other=Mode.VIDEO), batch_size=8)
+    robots = (tiny.robot(0), tiny.robot(1))
+    recipe = tiny.recipe(stage, start=start, codec=None, text=None, robots=robots, model=tiny.config(), window=WINDOW)
+    datasets = open_datasets(recipe, folders)
+    made = initial(recipe, datasets, tmp_path / "cache", silent)
+    assert made.model.config == tiny.config()
+    assert made.codec.digest() == codec.digest()
+    assert made.text == tiny.TEXT
+    assert [robot.embodiment for robot in made.robots] == list(robots)
+    assert (made.window, made.trained["step"], made.digest) == (WINDOW, 0, None)
+    before = tiny.weights_of(tiny.model(seed=3))
+    changed = {name for name, tensor in tiny.weights_of(made.model).items() if not torch.equal(tensor, before[name])}
+    assert changed == {
+        f"action_{part}" for part in ("encoder.first.weight", "decoder.last.weight", "decoder.last.bias")
+    }
+    prepare.require_recipe(made, recipe, tmp_path)
+    batch = mixture(stage, made, datasets, tmp_path / "cache", silent).batch(0)
+    assert batch.latents.shape == (8, tiny.CHANNELS, 3, 2, 4)
+    assert batch.future_valid.shape == (8, 2)
+    dataset, robot = datasets["squares"], made.robots[0]
+    latents = prepare.encode_dataset(dataset, made, tmp_path / "cache", silent)
+    frames = np.array([5, 6, 7, 8, 9])
+    views = {name: dataset.frames(name, 1, frames) for name in robot.embodiment.cameras.values()}
+    direct = codec.encode(torch.from_numpy(robot.picture(views))[None]).numpy()
+    cached = latents.window(np.array([14 + 5]), np.array([28]), WINDOW.future_offsets)
+    assert np.abs(cached - direct).max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": tiny.config(embodiments=1)}, "start: does not fit recipe tiny: embodiments is 2, not 1; change one"),
+        ({"model": tiny.config(layers=3, heads=1)}, "layers is 2, not 3; heads is 2, not 1"),
+        ({"text": HashedWords(width=12, tokens=7)}, "its text encoder is another"),
+        ({"future_as_change": True}, "future_as_change is False"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(
+    folders: dict[str, Path], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    start = saved(tmp_path / "start")
+    recipe = tiny.recipe(**{"start": start, "codec": None, "text": None, "model": tiny.config(), **changes})
+    with pytest.raises(ValueError, match=message) as caught:
+        initial(recipe, open_datasets(recipe, folders), tmp_path / "cache", silent)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_start_brings_its_scale_of_change(folders: dict[str, Path], tmp_path: Path) -> None:
+    scale = FutureTransform((0.5,) * tiny.CHANNELS)
+    start = saved(tmp_path / "start", future=scale)
+    recipe = tiny.recipe(start=start, model=tiny.config(), future_as_change=True)  # its codec is not fitted
+    assert initial(recipe, open_datasets(recipe, folders), tmp_path / "cache", silent).future == scale
+
+
+def test_a_future_that_does_not_fill_the_latents_of_the_codec_is_refused(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = saved(tmp_path / "start")
+    paired(monkeypatch)
+    window = Window(action_horizon=tiny.HORIZON, future_offsets=(1, 2, 3))
+    recipe = tiny.recipe(start=start, codec=None, text=None, model=tiny.config(), window=window)
+    with pytest.raises(ValueError, match=r"future_offsets are 3 pictures.* choose a multiple of 2"):
+        initial(recipe, open_datasets(recipe, folders), tmp_path / "cache", silent)
+
+
+def test_an_episode_too_short_for_a_latent_is_refused_before_anything_is_encoded(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LeRobotDataset, "videos", None)
+    window = Window(action_horizon=tiny.HORIZON, future_offsets=(1, 14))
+    checkpoint = tiny.checkpoint(codec=tiny.PairCodec(tiny.codec()), window=window)
+    with pytest.raises(ValueError, match="squares: episode 0 has 14 frames, fewer than the 15 of one window"):
+        prepare.encode_dataset(LeRobotDataset.open(folders["squares"]), checkpoint, tmp_path, silent)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codec": None}, "recipe tiny has no codec or no text encoder: give a checkpoint to start from"),
+        ({"text": None}, "recipe tiny has no codec or no text encoder"),
+        ({"model": tiny.config(latent_channels=5)}, "the codec has 6 channels, and the model reads 5"),
+        ({"layouts": ()}, "1 robots need as many layouts of one size, not"),
+        ({"layouts": (tiny.LAYOUT,) * 2}, "1 robots need as many layouts of one size, not 16 x 32, 16 x 32"),
+        (
+            {"robots": (tiny.robot(0), tiny.robot(1)), "layouts": (tiny.LAYOUT, t_layout(32, 8, 16))},
+            "2 robots need as many layouts of one size, not 16 x 32, 24 x 32",
+        ),
+        ({"robots": (tiny.robot(0),) * 2}, r"two robots are called \['robot_0', 'robot_0'\]"),
+        ({"robots": (tiny.robot(1),)}, "embodiment robot_1 has index 1, the model 1 embodiments"),
+        ({"model": tiny.config(action_width=2)}, "embodiment robot_0 has 3 action dimensions, the model is 2 wide"),
+        ({"model": tiny.config(state_width=1)}, "embodiment robot_0 has 3 state dimensions, the model is 1 wide"),
+        (
+            {"robots": (tiny.robot(cameras={"head": "front"}),)},
+            r"embodiment robot_0 fills slots \['head'\], its layout has \['head', 'left', 'right'\]",
+        ),
+    ],
+)
+def test_a_recipe_whose_parts_do_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        tiny.recipe(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_robot_has_its_layout(folders: dict[str, Path], tmp_path: Path) -> None:
+    robots = (tiny.robot(0), tiny.robot(1, cameras={"a": "front", "b": "wrist_left", "c": "wrist_right"}))
+    layouts = (t_layout(48, 16, 8), layout_of(robots[1], 24, 48))
+    both = sources(squares=Mode.POLICY, other=Mode.POLICY)
+    recipe = tiny.recipe(tiny.stage(sources=both), robots=robots, layouts=layouts, model=tiny.config())
+    made = initial(recipe, open_datasets(recipe, folders), tmp_path, silent)
+    assert tuple(robot.layout for robot in made.robots) == layouts
+    prepare.require_recipe(made, recipe, tmp_path)
+    other = replace(recipe, layouts=(t_layout(48, 8, 16), layouts[1]))
+    with pytest.raises(ValueError, match="has not the view layouts of recipe tiny"):
+        prepare.require_recipe(made, other, tmp_path)
+    folder = {
+        name: prepare.encode_dataset(LeRobotDataset.open(folders[name]), made, tmp_path, silent).folder
+        for name in ("squares", "other")
+    }
+    assert len(set(folder.values())) == 2

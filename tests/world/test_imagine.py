@@ -165,6 +165,19 @@ def test_the_codec_sets_the_ceiling_and_nothing_else(dataset: LeRobotDataset, tm
     assert scores[0].persistence == scores[1].persistence
 
 
+def test_a_codec_that_compresses_time_is_measured_on_every_picture(dataset: LeRobotDataset, tmp_path: Path) -> None:
+    frames = tiny_policy((1, 2, 3, 4))
+    pairs = replace(frames, checkpoint=replace(frames.checkpoint, codec=tiny.PairCodec(frames.checkpoint.codec)))
+    whole, halved = (
+        imagine_dataset(policy, dataset, windows=3, seed=0, out=tmp_path / name)
+        for name, policy in (("frames", frames), ("pairs", pairs))
+    )
+    assert len(halved.imagined.per_offset) == len(halved.offsets) == 4
+    assert halved.persistence == whole.persistence
+    assert halved.codec.overall.psnr < whole.codec.overall.psnr  # two frames were made one
+    assert halved.codec.overall.psnr > halved.psnr
+
+
 def test_another_robot_is_refused(dataset: LeRobotDataset, tmp_path: Path) -> None:
     policy = tiny_policy()
     other = replace(policy.robot, embodiment=replace(ROBOT, fps=20))

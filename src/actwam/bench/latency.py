@@ -72,7 +72,7 @@ def group_lengths(policy: Policy, observation: Observation) -> dict[Group, int]:
         Group.OBSERVATION: latents.shape[2] * frame,
         Group.STATE: 1,
         Group.ACTION: checkpoint.window.action_horizon,
-        Group.FUTURE: len(checkpoint.window.future_offsets) * frame,
+        Group.FUTURE: checkpoint.window.latent_frames(checkpoint.codec.time_stride) * frame,
     }
 
 

@@ -1,9 +1,18 @@
-"""A robot as the model sees it: the names and meaning of its cameras, its state and its actions."""
+"""A robot as the model sees it: the names and meaning of its cameras, its state and its actions.
+
+A robot is written down as a YAML file; `examples/robots` holds two that explain every line.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
+
+KEYS = ("name", "fps", "image_size", "cameras", "state", "action", "delta")
+"""What a robot's file must say. It may also say `index`, which is 0 otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +28,7 @@ class Embodiment:
     fps: int
     cameras: dict[str, str]
     image_size: tuple[int, int]
-    """Height and width of every camera picture, in pixels."""
+    """Height and width of every camera picture, in pixels: one size for all cameras of a robot."""
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
     delta_mask: tuple[bool, ...]
@@ -43,3 +52,68 @@ class Embodiment:
     def from_json(cls, data: dict[str, Any]) -> Embodiment:
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls(**values)
+
+
+def read_robot(path: Path) -> Embodiment:
+    """The robot that a YAML file describes.
+
+    Raises ValueError, one line with the file and the key, on a file that cannot be read, on a key that is missing
+    or unknown, and on a value that is not what it should be.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: must hold the keys {', '.join(KEYS)}")
+    missing, unknown = [key for key in KEYS if key not in data], [key for key in data if key not in (*KEYS, "index")]
+    if missing or unknown:
+        wrong = [*(f"missing key {key}" for key in missing), *(f"unknown key {key}" for key in unknown)]
+        raise ValueError(f"{path}: {', '.join(wrong)}; a robot has {', '.join(KEYS)} and may have index")
+    data = {"index": 0, **data}
+    name, cameras = data["name"], data["cameras"]
+    _require(path, "name", name, isinstance(name, str) and name != "", "the robot_type of its datasets")
+    for key, least in (("index", 0), ("fps", 1)):
+        _require(path, key, data[key], _whole([data[key]], 1, least), f"a whole number of at least {least}")
+    _require(path, "image_size", data["image_size"], _whole(data["image_size"], 2, 1), "[height, width] in pixels")
+    filled = isinstance(cameras, dict) and _names([*cameras]) and _names([*cameras.values()])
+    _require(path, "cameras", cameras, filled, "lines of slot: camera name, each once")
+    for key in ("state", "action"):
+        _require(path, key, data[key], _names(data[key]), "a list of names, each once, quoted where YAML reads no text")
+    try:
+        return Embodiment(
+            name=name,
+            index=data["index"],
+            fps=data["fps"],
+            cameras=cameras,
+            image_size=(data["image_size"][0], data["image_size"][1]),
+            state_names=tuple(data["state"]),
+            action_names=tuple(data["action"]),
+            delta_mask=_delta_mask(path, data["delta"], data["action"]),
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _delta_mask(path: Path, delta: Any, actions: list[str]) -> tuple[bool, ...]:
+    """True for the listed actions, or, of `all except: [...]`, for those that are not listed."""
+    except_listed = isinstance(delta, dict) and list(delta) == ["all except"]
+    listed = delta["all except"] if except_listed else delta
+    fits = isinstance(listed, list) and all(name in actions for name in listed)
+    _require(path, "delta", delta, fits, "a list of names of actions, or all except: with such a list")
+    return tuple((name in listed) != except_listed for name in actions)
+
+
+def _require(path: Path, key: str, value: Any, fits: bool, expected: str) -> None:
+    if not fits:
+        raise ValueError(f"{path}: {key} is {value!r}, expected {expected}")
+
+
+def _names(value: Any) -> bool:
+    """A list of one or more texts that differ."""
+    return isinstance(value, list) and all(isinstance(name, str) for name in value) and 0 < len(value) == len({*value})
+
+
+def _whole(value: Any, count: int, least: int) -> bool:
+    """A list of `count` whole numbers that are not below `least`."""
+    return isinstance(value, list) and len(value) == count and all(type(n) is int and n >= least for n in value)

@@ -21,7 +21,10 @@ from actwam.types import Batch, Mode
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """What a sample spans: the next `action_horizon` actions, and the frames `future_offsets` steps ahead."""
+    """What a sample spans: the next `action_horizon` actions, and the pictures `future_offsets` steps ahead.
+
+    A codec that compresses time makes one latent frame of `time_stride` such pictures.
+    """
 
     action_horizon: int
     future_offsets: tuple[int, ...]
@@ -32,12 +35,27 @@ class Window:
         if list(self.future_offsets) != sorted(set(self.future_offsets)) or min(self.future_offsets, default=1) < 1:
             raise ValueError(f"future_offsets must be positive and rising, not {self.future_offsets}")
 
+    def latent_frames(self, time_stride: int) -> int:
+        """How many latent frames the future has. Raises ValueError unless its pictures fill them."""
+        pictures = len(self.future_offsets)
+        if pictures % time_stride:
+            raise ValueError(
+                f"future_offsets are {pictures} pictures, and the codec makes a latent frame of every {time_stride}: "
+                f"choose a multiple of {time_stride}"
+            )
+        return pictures // time_stride
+
+    def pictures_needed(self, time_stride: int) -> int:
+        """Frames from the present to the end of the first latent frame of the future."""
+        return 1 + (self.future_offsets[time_stride - 1] if self.latent_frames(time_stride) else 0)
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
     """One dataset, the latents of its pictures, and what its samples teach.
 
-    Raises ValueError when an episode is shorter than the action horizon, or too short for any future frame.
+    Raises ValueError when an episode is shorter than the action horizon or too short for any future frame, and when
+    the future of the window does not fill the latent frames of the codec.
     """
 
     dataset: LeRobotDataset
@@ -56,10 +74,11 @@ class Source:
             raise ValueError(f"{self.dataset.folder}: the weight of a source must be positive, not {self.weight}")
         if self.mode is not Mode.POLICY and not self.window.future_offsets:
             raise ValueError(f"{self.dataset.folder}: {self.mode} samples need a window with future frames")
-        reach = 0 if self.mode is Mode.POLICY else min(self.window.future_offsets)
+        stride = self.latents.time_stride
+        require_lengths(self.dataset, self.window, stride)
+        reach = 0 if self.mode is Mode.POLICY else self.window.pictures_needed(stride) - 1
         starts, lasts, episodes = [], [], []
         for episode in self.dataset.episodes:
-            require_length(self.dataset, episode.index, self.window)
             rows = np.arange(episode.start, episode.start + episode.length - reach)
             starts.append(rows)
             lasts.append(np.full(len(rows), episode.start + episode.length - 1))
@@ -73,22 +92,23 @@ class Source:
 
     def batch(self, windows: Int[np.ndarray, "B"]) -> Batch:
         """These windows as tensors. Rows past the end of an episode repeat its last one and are not valid."""
-        start, last = self._starts[windows, None], self._lasts[windows, None]
-        frames = start + np.array([0, *self.window.future_offsets])
-        steps = start + np.arange(self.window.action_horizon)
+        start, last = self._starts[windows], self._lasts[windows]
+        left = (last - start)[:, None]
+        steps = np.arange(self.window.action_horizon)
+        stride, offsets = self.latents.time_stride, self.window.future_offsets
+        ends = np.array(offsets[stride - 1 :: stride], int)  # the last picture of every latent frame
         robot = self.transform.embodiment
-        state = self.dataset.state[start[:, 0]]
-        action = self.transform.model_action(self.dataset.action[np.minimum(steps, last)], state)
+        state = self.dataset.state[start]
+        action = self.transform.model_action(self.dataset.action[start[:, None] + np.minimum(steps, left)], state)
         used = np.arange(self.transform.action_width) < len(robot.action_names)
-        latents = self.latents.window(np.minimum(frames, last).ravel()).astype(np.float32)
-        latents = latents.reshape(*frames.shape, *latents.shape[1:]).swapaxes(1, 2)
+        latents = self.latents.window(start, last, offsets)
         return Batch(
             modes=(self.mode,) * len(windows),
-            latents=torch.from_numpy(np.ascontiguousarray(self.future.normalize(latents))),
-            future_valid=torch.from_numpy(frames[:, 1:] <= last),
+            latents=torch.from_numpy(self.future.normalize(latents)),
+            future_valid=torch.from_numpy(ends <= left),
             state=torch.from_numpy(self.transform.model_state(state)),
             action=torch.from_numpy(action),
-            action_valid=torch.from_numpy((steps <= last)[:, :, None] & used),
+            action_valid=torch.from_numpy((steps <= left)[:, :, None] & used),
             instructions=tuple(self.dataset.episodes[i].instruction for i in self._episodes[windows]),
             embodiment=torch.full((len(windows),), robot.index),
         )
@@ -125,15 +145,15 @@ def join(parts: Sequence[Batch]) -> Batch:
     )
 
 
-def require_length(dataset: LeRobotDataset, index: int, window: Window) -> None:
-    """Raises ValueError when this episode cannot hold one action chunk and one future frame."""
-    length = dataset.episodes[index].length
-    needed = max(window.action_horizon, 1 + min(window.future_offsets, default=0))
-    if length < needed:
-        raise ValueError(
-            f"{dataset.folder}: episode {index} has {length} frames, fewer than the {needed} of one window; "
-            "drop it or choose a shorter horizon"
-        )
+def require_lengths(dataset: LeRobotDataset, window: Window, time_stride: int = 1) -> None:
+    """Raises ValueError when an episode cannot hold one action chunk and one latent frame of future."""
+    needed = max(window.action_horizon, window.pictures_needed(time_stride))
+    for episode in dataset.episodes:
+        if episode.length < needed:
+            raise ValueError(
+                f"{dataset.folder}: episode {episode.index} has {episode.length} frames, fewer than the {needed} of "
+                "one window; drop it or choose a shorter horizon"
+            )
 
 
 def action_chunks(dataset: LeRobotDataset, window: Window) -> tuple[np.ndarray, np.ndarray]:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import combinations
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from actwam.data.embodiment import Embodiment
 from actwam.data.normalize import Constant, Normalizer, NormMode, compute_stats
 from actwam.types import Observation
+
+Resample = Literal["area", "bilinear"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,30 @@ class Slot:
 
 @dataclass(frozen=True)
 class ViewLayout:
-    """How named views make a picture of `height` x `width`. Each is cut to its slot's shape, then scaled."""
+    """How named views make a picture of `height` x `width`: each is scaled to its slot, what stands over is cut off.
+
+    `resample` says how (`fit`): "area", or "bilinear" as the official GigaWorld-Policy models were trained. Raises
+    ValueError when two slots have one name or overlap, and when one leaves the picture.
+    """
 
     height: int
     width: int
     slots: tuple[Slot, ...]
+    resample: Resample = "area"
+
+    def __post_init__(self) -> None:
+        if self.resample not in get_args(Resample):
+            raise ValueError(f"resample must be one of {', '.join(get_args(Resample))}, not {self.resample!r}")
+        if len({slot.name for slot in self.slots}) < len(self.slots) or not self.slots:
+            raise ValueError(f"a layout needs slots of different names, not {[slot.name for slot in self.slots]}")
+        for slot in self.slots:
+            inside = 0 <= slot.top < slot.top + slot.height <= self.height
+            inside &= 0 <= slot.left < slot.left + slot.width <= self.width
+            if not inside:
+                raise ValueError(f"{slot} is not within the picture of {self.height} x {self.width}")
+        for one, other in combinations(self.slots, 2):
+            if _overlap(one, other):
+                raise ValueError(f"{one} and {other} overlap")
 
     def compose(self, views: Mapping[str, UInt8[np.ndarray, "T H W 3"]]) -> UInt8[np.ndarray, "T h w 3"]:
         """Put T frames of every view into their slots, by name. Raises ValueError on a missing or unknown
@@ -51,7 +74,7 @@ class ViewLayout:
         picture = np.zeros((frames, self.height, self.width, 3), np.uint8)
         for slot in self.slots:
             rows, columns = slice(slot.top, slot.top + slot.height), slice(slot.left, slot.left + slot.width)
-            picture[:, rows, columns] = fit(views[slot.name], slot.height, slot.width)
+            picture[:, rows, columns] = fit(views[slot.name], slot.height, slot.width, self.resample)
         return picture
 
     def to_json(self) -> dict[str, Any]:
@@ -59,10 +82,35 @@ class ViewLayout:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ViewLayout:
-        return cls(data["height"], data["width"], tuple(Slot(**slot) for slot in data["slots"]))
+        return cls(data["height"], data["width"], tuple(Slot(**slot) for slot in data["slots"]), data["resample"])
 
 
-def t_layout(width: int, head_height: int, wrist_height: int) -> ViewLayout:
+def _overlap(one: Slot, other: Slot) -> bool:
+    beside = one.left + one.width <= other.left or other.left + other.width <= one.left
+    apart = one.top + one.height <= other.top or other.top + other.height <= one.top
+    return not beside and not apart
+
+
+def layout_of(robot: Embodiment, height: int, width: int, resample: Resample = "area") -> ViewLayout:
+    """The usual picture of a robot: the T where its slots are head, left and right, else its n slots one below the
+    other in n equal rows.
+
+    Raises ValueError when the height does not divide into the rows, or, for the T, the width into halves.
+    """
+    names = tuple(robot.cameras)
+    is_t = set(names) == {"head", "left", "right"}
+    rows = 2 if is_t else len(names)
+    if height % rows or (is_t and width % 2):
+        shape = "a head above two halves" if is_t else f"{rows} equal rows"
+        raise ValueError(f"embodiment {robot.name}: a picture of {height} x {width} does not divide into {shape}")
+    if is_t:
+        return t_layout(width, height // 2, height // 2, resample)
+    row = height // rows
+    slots = tuple(Slot(name, i * row, 0, row, width) for i, name in enumerate(names))
+    return ViewLayout(height, width, slots, resample)
+
+
+def t_layout(width: int, head_height: int, wrist_height: int, resample: Resample = "area") -> ViewLayout:
     """The T of GigaWorld-Policy: head on top, left and right below it at half its width each."""
     half = width // 2
     return ViewLayout(
@@ -73,14 +121,27 @@ def t_layout(width: int, head_height: int, wrist_height: int) -> ViewLayout:
             Slot("left", head_height, 0, wrist_height, half),
             Slot("right", head_height, half, wrist_height, width - half),
         ),
+        resample,
     )
 
 
-def fit(frames: UInt8[np.ndarray, "T H W 3"], height: int, width: int) -> UInt8[np.ndarray, "T h w 3"]:
-    """Cut the centre of the wanted shape out of every frame, then scale it by averaging areas."""
+def fit(
+    frames: UInt8[np.ndarray, "T H W 3"], height: int, width: int, resample: Resample = "area"
+) -> UInt8[np.ndarray, "T h w 3"]:
+    """The centre of every frame, of the wanted shape, scaled to the wanted size.
+
+    "area" cuts first, then averages areas. "bilinear" scales with Pillow's antialiased bilinear filter until the size
+    is covered, then cuts: to the last bit what the official GigaWorld-Policy code makes of a picture.
+    """
     H, W = frames.shape[1:3]
     if frames.shape[1:3] == (height, width):
         return frames
+    if resample == "bilinear":
+        scale = max(width / W, height / H)
+        size = round(W * scale), round(H * scale)
+        left, top = (size[0] - width) // 2, (size[1] - height) // 2
+        covering = np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BILINEAR)) for x in frames])
+        return covering[:, top : top + height, left : left + width]
     cut_height, cut_width = min(H, round(W * height / width)), min(W, round(H * width / height))
     top, left = (H - cut_height) // 2, (W - cut_width) // 2
     cut = torch.from_numpy(frames[:, top : top + cut_height, left : left + cut_width])

@@ -45,7 +45,7 @@ def laptop(general_steps: int = 90, adapt_steps: int = 110, align_steps: int = 7
         table=ACTION_CENTERED,
         codec=CodecConfig(patch=16, channels=64),
         text=text,
-        layout=t_layout(64, 64, 32),
+        layouts=(t_layout(64, 64, 32),),
         window=Window(action_horizon=24, future_offsets=(3, 6, 9, 12, 15, 18, 21, 24)),
         future_as_change=True,
         sampling=Sampling(num_steps=5, action_shift=1.0, future_shift=1.0),

@@ -1,4 +1,4 @@
-"""Before the first step: datasets matched to robots, codec and statistics fitted, latents cached."""
+"""Before the first step: datasets matched to robots, codec and statistics fitted or taken over, latents cached."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float32, UInt8
 
-from actwam.checkpoint import Checkpoint
+from actwam.checkpoint import Checkpoint, load
 from actwam.data.dataset import LeRobotDataset, require_embodiment
 from actwam.data.latents import Latents, cache_latents
-from actwam.data.loader import Mixture, Source, action_chunks, require_length
-from actwam.data.transforms import FutureTransform, RobotTransform, ViewLayout, fit_normalizers
+from actwam.data.loader import Mixture, Source, action_chunks, require_lengths
+from actwam.data.transforms import FutureTransform, RobotTransform, fit_normalizers
 from actwam.model.codec import PatchPCACodec
 from actwam.model.transformer import WorldActionTransformer
 from actwam.train.config import CodecConfig, Recipe, StageConfig
+from actwam.train.padding import silence_padding
 from actwam.types import Mode
 
+CPU = torch.device("cpu")
 CHANGE_WINDOWS = 512
 """Windows of the first stage that the scale of change is measured on."""
 
@@ -41,8 +43,7 @@ def open_datasets(recipe: Recipe, folders: Mapping[str, Path]) -> dict[str, LeRo
     for dataset in datasets.values():
         require_embodiment(dataset, recipe.robot(dataset.robot_type))
         require_finite(dataset)
-        for episode in dataset.episodes:
-            require_length(dataset, episode.index, recipe.window)
+        require_lengths(dataset, recipe.window)
     return datasets
 
 
@@ -67,10 +68,10 @@ def require_recipe(checkpoint: Checkpoint, recipe: Recipe, source: Path) -> None
     sides = {
         "model": (checkpoint.model.config, recipe.model),
         "table": (checkpoint.table, recipe.table),
-        "text encoder": (checkpoint.text, recipe.text),
+        "text encoder": (checkpoint.text, recipe.text or checkpoint.text),
         "window": (checkpoint.window, recipe.window),
         "robots": (tuple(robot.embodiment for robot in checkpoint.robots), recipe.robots),
-        "view layout": ({robot.layout for robot in checkpoint.robots}, {recipe.layout}),
+        "view layouts": (tuple(robot.layout for robot in checkpoint.robots), recipe.layouts),
         "future_as_change": (checkpoint.future.scale is not None, recipe.future_as_change),
     }
     other = [name for name, (found, wanted) in sides.items() if found != wanted]
@@ -86,7 +87,7 @@ def fit_robots(recipe: Recipe, datasets: Mapping[str, LeRobotDataset]) -> tuple[
     on them).
     """
     robots = []
-    for embodiment in recipe.robots:
+    for embodiment, layout in zip(recipe.robots, recipe.layouts, strict=True):
         teaching = [
             _datasets_of(recipe, datasets, embodiment.name, modes)
             for modes in ({Mode.POLICY, Mode.INVERSE}, {Mode.WORLD}, set(Mode))
@@ -103,21 +104,18 @@ def fit_robots(recipe: Recipe, datasets: Mapping[str, LeRobotDataset]) -> tuple[
             constant=recipe.constant,
         )
         robots.append(
-            RobotTransform(
-                embodiment, recipe.layout, state, action, recipe.model.state_width, recipe.model.action_width
-            )
+            RobotTransform(embodiment, layout, state, action, recipe.model.state_width, recipe.model.action_width)
         )
     return tuple(robots)
 
 
 def fit_codec(
-    recipe: Recipe,
+    config: CodecConfig,
     datasets: Mapping[str, LeRobotDataset],
     robots: Sequence[RobotTransform],
     progress: Progress,
 ) -> PatchPCACodec:
     """A codec fitted on frames spread evenly over all datasets, the same ones every time."""
-    config: CodecConfig = recipe.codec
     total = sum(len(dataset.state) for dataset in datasets.values())
     every = -(-total // config.fit_frames)  # rounded up: at most `fit_frames`
     pictures = []
@@ -135,12 +133,44 @@ def fit_codec(
     return PatchPCACodec.fit(frames, patch=config.patch, channels=config.channels)
 
 
-def initial(recipe: Recipe, datasets: Mapping[str, LeRobotDataset], cache: Path, progress: Progress) -> Checkpoint:
-    """The system before training: random weights, fitted codec and statistics."""
+def initial(
+    recipe: Recipe,
+    datasets: Mapping[str, LeRobotDataset],
+    cache: Path,
+    progress: Progress,
+    device: torch.device = CPU,
+) -> Checkpoint:
+    """The system before training, on the CPU: fitted statistics, and either random weights and a fitted codec, or the
+    weights, the codec and the text encoder of `recipe.start`. `device` is where pictures are encoded.
+
+    Raises ValueError when the start does not fit the recipe, and when the window does not fit the codec.
+    """
     robots = fit_robots(recipe, datasets)
-    codec = fit_codec(recipe, datasets, robots, progress)
+    if recipe.start is None:
+        made = _fresh(recipe, datasets, robots, progress)
+    else:
+        made = _started(recipe, recipe.start, robots)
+    recipe.window.latent_frames(made.codec.time_stride)
+    if not recipe.model.noisy_padding:
+        silence_padding(made.model, recipe.robots)
+    if made.future.scale is not None or not recipe.future_as_change:
+        return made
+    some = replace(recipe.stages[0], batch_size=CHANGE_WINDOWS)
+    windows = mixture(some, made, datasets, cache, progress, device).batch(0)
+    return replace(made, future=FutureTransform.fit(windows.latents.numpy()))
+
+
+def _fresh(
+    recipe: Recipe,
+    datasets: Mapping[str, LeRobotDataset],
+    robots: tuple[RobotTransform, ...],
+    progress: Progress,
+) -> Checkpoint:
+    assert recipe.codec is not None  # a recipe without them has a start
+    assert recipe.text is not None
+    codec = fit_codec(recipe.codec, datasets, robots, progress)
     torch.manual_seed(recipe.stages[0].seed)
-    checkpoint = Checkpoint(
+    return Checkpoint(
         model=WorldActionTransformer(recipe.model),
         codec=codec,
         text=recipe.text,
@@ -150,11 +180,33 @@ def initial(recipe: Recipe, datasets: Mapping[str, LeRobotDataset], cache: Path,
         sampling=recipe.sampling,
         trained={"recipe": recipe.name, "stage": None, "step": 0},
     )
-    if not recipe.future_as_change:
-        return checkpoint
-    some = replace(recipe.stages[0], batch_size=CHANGE_WINDOWS)
-    windows = mixture(some, checkpoint, datasets, cache, progress).batch(0)
-    return replace(checkpoint, future=FutureTransform.fit(windows.latents.numpy()))
+
+
+def _started(recipe: Recipe, folder: Path, robots: tuple[RobotTransform, ...]) -> Checkpoint:
+    """The checkpoint in `folder` with the robots, the table and the window of the recipe."""
+    start = load(folder)
+    found, wanted = start.model.config.to_json(), recipe.model.to_json()
+    other = [
+        f"{name} is {found[name]}, not {wanted[name]}"
+        for name in wanted
+        if name != "noisy_padding" and found[name] != wanted[name]
+    ]
+    if recipe.text not in (None, start.text):
+        other.append("its text encoder is another")
+    if recipe.future_as_change != (start.future.scale is not None):
+        other.append(f"future_as_change is {not recipe.future_as_change}")
+    if other:
+        raise ValueError(f"{folder}: does not fit recipe {recipe.name}: {'; '.join(other)}; change one of them")
+    start.model.config = recipe.model
+    return replace(
+        start,
+        table=recipe.table,
+        robots=robots,
+        window=recipe.window,
+        sampling=recipe.sampling,
+        trained={"recipe": recipe.name, "stage": None, "step": 0},
+        digest=None,
+    )
 
 
 def mixture(
@@ -163,10 +215,11 @@ def mixture(
     datasets: Mapping[str, LeRobotDataset],
     cache: Path,
     progress: Progress,
+    device: torch.device = CPU,
 ) -> Mixture:
-    """The batches of a stage, from cached latents."""
+    """The batches of a stage, from cached latents; `device` encodes those that are not cached yet."""
     latents = {
-        name: encode_dataset(datasets[name], checkpoint, cache, progress)
+        name: encode_dataset(datasets[name], checkpoint, cache, progress, device)
         for name in dict.fromkeys(source.dataset for source in stage.sources)
     }
     sources = [
@@ -184,27 +237,33 @@ def mixture(
     return Mixture(sources, stage.batch_size, stage.seed)
 
 
-def encode_dataset(dataset: LeRobotDataset, checkpoint: Checkpoint, cache: Path, progress: Progress) -> Latents:
-    """The latents of a dataset, from `cache` or encoded once; keyed by dataset, codec and layout."""
-    robot = _robot_of(checkpoint.robots, dataset)
+def encode_dataset(
+    dataset: LeRobotDataset, checkpoint: Checkpoint, cache: Path, progress: Progress, device: torch.device = CPU
+) -> Latents:
+    """The latents of a dataset, from `cache` or encoded once on `device`; keyed by dataset, codec, layout and cameras.
 
-    def encode(pictures: UInt8[np.ndarray, "T H W 3"]) -> Float[np.ndarray, "T Z h w"]:
-        latents = checkpoint.codec.encode(torch.from_numpy(pictures)[None])[0]
-        return latents.permute(1, 0, 2, 3).numpy()
+    Raises ValueError, before anything is encoded, when an episode is too short for the window.
+    """
+    robot, stride = _robot_of(checkpoint.robots, dataset), checkpoint.codec.time_stride
+    require_lengths(dataset, checkpoint.window, stride)
 
-    return cache_latents(
+    def encode(pictures: UInt8[np.ndarray, "B T H W 3"]) -> Float32[np.ndarray, "B Z F h w"]:
+        return checkpoint.codec.to(device).encode(torch.from_numpy(pictures)).cpu().numpy()
+
+    cameras = robot.embodiment.cameras
+    latents = cache_latents(
         dataset,
-        cameras=tuple(robot.embodiment.cameras.values()),
+        cameras=tuple(cameras.values()),
         compose=robot.picture,
         encode=encode,
-        key=f"{checkpoint.codec.digest()} {_layout_key(robot.layout)}",
+        time_stride=stride,
+        offsets=checkpoint.window.future_offsets,
+        key=f"{checkpoint.codec.digest()} {robot.layout} {cameras}",
         root=cache,
         progress=lambda done, total: progress(f"latents of {dataset.folder.name}", done, total),
     )
-
-
-def _layout_key(layout: ViewLayout) -> str:
-    return repr(layout)
+    checkpoint.codec.to(CPU)  # training needs the memory of the device for itself
+    return latents
 
 
 def _robot_of(robots: Sequence[RobotTransform], dataset: LeRobotDataset) -> RobotTransform:

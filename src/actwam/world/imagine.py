@@ -101,7 +101,7 @@ class Clip:
     observation: Observation
     actions: Float[np.ndarray, "K A"]
     present: UInt8[np.ndarray, "H W 3"]
-    future: UInt8[np.ndarray, "F H W 3"]
+    future: UInt8[np.ndarray, "T H W 3"]
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ class Measures:
     """One window measured: per method PSNR, SSIM and the squared error summed over moved pixels, one number
     each per future frame; and how many pixels moved."""
 
-    psnr: Mapping[str, Float[np.ndarray, "F"]]
-    ssim: Mapping[str, Float[np.ndarray, "F"]]
-    moved_error: Mapping[str, Float[np.ndarray, "F"]]
-    moved_pixels: Int[np.ndarray, "F"]
+    psnr: Mapping[str, Float[np.ndarray, "T"]]
+    ssim: Mapping[str, Float[np.ndarray, "T"]]
+    moved_error: Mapping[str, Float[np.ndarray, "T"]]
+    moved_pixels: Int[np.ndarray, "T"]
 
 
 def imagine_dataset(
@@ -213,7 +213,7 @@ def _observation(
     return Observation(images, dataset.state[info.start + frame], info.instruction)
 
 
-def measure(clip: Clip, imagined: UInt8[np.ndarray, "F H W 3"], decoded: UInt8[np.ndarray, "F H W 3"]) -> Measures:
+def measure(clip: Clip, imagined: UInt8[np.ndarray, "T H W 3"], decoded: UInt8[np.ndarray, "T H W 3"]) -> Measures:
     """Compare an imagined future, and both references, with the real one."""
     persistence = np.broadcast_to(clip.present, clip.future.shape)
     videos = dict(zip(METHODS, (imagined, persistence, decoded), strict=True))
@@ -229,7 +229,7 @@ def measure(clip: Clip, imagined: UInt8[np.ndarray, "F H W 3"], decoded: UInt8[n
 
 def _imagine(
     policy: Policy, clips: Sequence[Clip], seed: int
-) -> tuple[list[UInt8[np.ndarray, "F H W 3"]], UInt8[np.ndarray, "B F H W 3"]]:
+) -> tuple[list[UInt8[np.ndarray, "T H W 3"]], UInt8[np.ndarray, "B T H W 3"]]:
     """The imagined futures of these windows, and their real ones after encoding and decoding."""
     codec = policy.checkpoint.codec
     imaginations = policy.imagine_batch(
@@ -239,7 +239,7 @@ def _imagine(
     )
     # Behind the present frame, because a codec that compresses time lets its first frame stand alone.
     videos = np.stack([np.concatenate([clip.present[None], clip.future]) for clip in clips])
-    decoded = codec.decode(codec.encode(torch.from_numpy(videos))).numpy()[:, 1:]
+    decoded = codec.decode(codec.encode(torch.from_numpy(videos))).cpu().numpy()[:, 1:]
     return [imagination.video for imagination in imaginations], decoded
 
 
@@ -261,7 +261,7 @@ def _result(
     )
 
 
-def _quality(name: str, measures: Sequence[Measures], pixels: Int[np.ndarray, "n F"]) -> Quality:
+def _quality(name: str, measures: Sequence[Measures], pixels: Int[np.ndarray, "n T"]) -> Quality:
     psnr, ssim, error = (
         np.stack([getattr(m, field)[name] for m in measures]) for field in ("psnr", "ssim", "moved_error")
     )

@@ -16,8 +16,8 @@ PAPER, INK, SOFT = (24, 26, 30), (235, 236, 240), (160, 164, 172)
 
 def draw_strip(
     present: UInt8[np.ndarray, "H W 3"],
-    real: UInt8[np.ndarray, "F H W 3"],
-    imagined: UInt8[np.ndarray, "F H W 3"],
+    real: UInt8[np.ndarray, "T H W 3"],
+    imagined: UInt8[np.ndarray, "T H W 3"],
     *,
     title: str,
     steps: Sequence[int],
