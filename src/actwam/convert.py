@@ -79,6 +79,7 @@ def import_model(source: str, out: Path, config: ImportConfig) -> Checkpoint:
         precision=config.precision,
         time_projection=config.time_projection,
         seed=config.seed,
+        pickled=True,
     )
     sizes = official.model.config
     for what, found, wanted in (

@@ -23,7 +23,7 @@ SIDE = ActionSide(width=7, embodiments=3, expert=(48, 80))
 
 
 def read(folder: Path, **options: Any) -> Official:
-    return read_official(folder, **{"text_tokens": 5, "actions": SIDE, **options})
+    return read_official(folder, **{"text_tokens": 5, "actions": SIDE, "pickled": True, **options})
 
 
 def official_tensors(name: str) -> dict[str, Tensor]:
@@ -89,6 +89,13 @@ def test_two_candidates_are_no_choice(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds transformer and transformer_ema: give one of them"):
         read(tmp_path)
     assert read(tmp_path / "transformer_ema").layout == "gwp0"
+
+
+def test_only_who_allows_it_opens_a_bin(tmp_path: Path) -> None:
+    folder = write(tmp_path / "transformer", "gwp0")
+    torch.save(official_tensors("gwp0"), folder / f"{STEM}.bin")
+    with pytest.raises(ValueError, match="is a pickle, which only `actwam import` opens"):
+        read(folder, pickled=False)
 
 
 class Malice:

@@ -87,7 +87,7 @@ def export(checkpoint: Positional[Path], *, out: Path, format: Literal["safetens
     return 0
 
 
-def parity(folder: Positional[Path], *, tolerance: float = 1e-4, device: str = "cpu") -> int:
+def parity(folder: Positional[Path], *, tolerance: float = 1e-5, device: str = "cpu") -> int:
     """Compare this code with golden vectors of the official one: the largest difference of every output, as JSON.
 
     Args:

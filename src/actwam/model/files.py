@@ -47,22 +47,24 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: cannot be read: {error}; {_COPY}") from error
 
 
-def read_tensors(folder: Path, stem: str = STEM) -> dict[str, Tensor]:
-    """The tensors of a model's folder, whichever way they were saved.
+def read_tensors(folder: Path, stem: str = STEM, *, pickled: bool = False) -> dict[str, Tensor]:
+    """The tensors of a model's folder, whichever way they were saved; a `.bin` only where `pickled` allows it.
 
     Raises ValueError on a folder without weights, shards without their index or the other way round, a tensor that
     the index promises and no shard has, a damaged file, and a `.bin` with more in it than tensors.
     """
-    whole, index, pickled = (folder / f"{stem}{end}" for end in (".safetensors", ".safetensors.index.json", ".bin"))
+    whole, index, pickle_file = (folder / f"{stem}{end}" for end in (".safetensors", ".safetensors.index.json", ".bin"))
     if index.is_file():
         return _read_shards(index)
     if whole.is_file():
         return read_safetensors(whole)
-    if pickled.is_file():
-        return _read_pickled(pickled)
+    if pickle_file.is_file() and pickled:
+        return _read_pickled(pickle_file)
+    if pickle_file.is_file():
+        raise ValueError(f"{pickle_file}: is a pickle, which only `actwam import` opens; convert it to safetensors")
     if list(folder.glob(f"{stem}-*")):
         raise ValueError(f"{index}: missing, so nothing says which tensors the shards must hold; {_COPY}")
-    raise ValueError(f"{folder}: no weights here: neither {whole.name}, {index.name} nor {pickled.name}")
+    raise ValueError(f"{folder}: no weights here: neither {whole.name}, {index.name} nor {pickle_file.name}")
 
 
 def write_tensors(tensors: Mapping[str, Tensor], folder: Path, *, pickled: bool = False) -> None:

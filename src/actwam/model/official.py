@@ -41,16 +41,17 @@ def read_official(
     precision: Precision = "auto",
     time_projection: TimeProjection = "chunks",
     seed: int = 0,
+    pickled: bool = False,
 ) -> Official:
     """Read the transformer in `folder`, which is that of the model or holds it as `transformer/`.
 
     Strict: every tensor is used and every parameter is filled. `precision` "auto" keeps the one dtype of the tensors,
     and float32 where they are mixed. `actions` and `time_projection` are for Wan, whose action side is drawn from
-    `seed` and, with an action expert, sliced (see `slice_expert`). Raises ValueError, one line, on anything missing,
-    unused, damaged or contradictory.
+    `seed` and, with an action expert, sliced (see `slice_expert`). `pickled` allows a `.bin`. Raises ValueError, one
+    line, on anything missing, unused, damaged or contradictory.
     """
     folder = find_transformer(folder)
-    stated, tensors = read_json(folder / "config.json"), read_tensors(folder)
+    stated, tensors = read_json(folder / "config.json"), read_tensors(folder, pickled=pickled)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     try:
         layout, config = weights.read_config(shapes, stated, text_tokens=text_tokens, actions=actions)
