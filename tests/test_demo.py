@@ -140,7 +140,10 @@ def test_check_names_the_problem(folder: Path, tmp_path: Path, capsys: pytest.Ca
         (("eval", "OUT", *TASKS), "no checkpoint here"),
         (("check", "OUT"), "info.json"),
         (("train", "metaworld.nothing", "--data", "a", "OUT", "--out", "OUT"), "no recipe"),
-        (("train", "metaworld.laptop", "--data", "a", "OUT", "--out", "OUT", "--options", "b", "1"), "no recipe"),
+        (
+            ("train", "metaworld.laptop", "--data", "a", "OUT", "--out", "OUT", "--options", "b", "1"),
+            "no option 'b'; it has general_steps",
+        ),
         (("train", "metaworld.laptop", "--data", "a", "OUT", "--out", "OUT"), "needs datasets adapt, demos, general"),
         (("report", "OUT"), "results.json"),
     ],

@@ -23,7 +23,7 @@ ALLOWED = {
     "sampler": "types tokens flow model",
     "data": "types",
     "checkpoint": "types tokens model sampler data",
-    "policy": "types tokens flow model sampler data checkpoint",
+    "policy": "types tokens flow model sampler data checkpoint memory",
     "memory": "types tokens model",
     "train": LOWER,
     "serve": "types data policy",

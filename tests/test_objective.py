@@ -34,8 +34,8 @@ def batch(*modes: Mode, **changes: Tensor) -> Batch:
     return replace(made, **changes)
 
 
-def noisy(made: Batch, seed: int = 0, config: ObjectiveConfig = CONFIG) -> NoisyBatch:
-    return add_noise(made, config, torch.Generator().manual_seed(seed))
+def noisy(made: Batch, seed: int = 0, config: ObjectiveConfig = CONFIG, noisy_padding: bool = False) -> NoisyBatch:
+    return add_noise(made, config, torch.Generator().manual_seed(seed), noisy_padding)
 
 
 def test_observation_and_state_are_given_clean() -> None:
@@ -126,6 +126,28 @@ def test_padded_dimensions_stay_zero() -> None:
     assert out.values[ACT][0, :, 2].all()
 
 
+def test_padded_dimensions_carry_noise_where_the_weights_want_it() -> None:
+    made = batch(Mode.POLICY, Mode.POLICY, Mode.WORLD, Mode.WORLD)
+    quiet, loud = noisy(made), noisy(made, noisy_padding=True)
+    assert loud.values[ACT][1, :, 2].all()
+    assert loud.targets[ACT][1, :, 2].all()
+    assert not loud.values[ACT][3].ne(made.action[3]).any()  # given clean, padding and all
+    assert torch.equal(loud.values[ACT][..., :2], quiet.values[ACT][..., :2])
+    assert torch.equal(loud.values[FUT], quiet.values[FUT])
+    assert all(torch.equal(loud.weighs[group], quiet.weighs[group]) for group in quiet.weighs)
+
+
+def test_one_noise_level_may_be_shared_by_action_and_future() -> None:
+    made = batch(*(Mode.POLICY,) * 6, Mode.WORLD, Mode.INVERSE)
+    shared, apart = noisy(made, config=ObjectiveConfig(shared_sigma=True)), noisy(made)
+    assert torch.equal(shared.sigmas[FUT][:6], shared.sigmas[ACT][:6])
+    assert torch.equal(shared.sigmas[ACT], apart.sigmas[ACT])  # with the action's shift, whatever the future's
+    assert not torch.equal(apart.sigmas[FUT][:6], apart.sigmas[ACT][:6])
+    assert (shared.sigmas[ACT] > 0).tolist() == [True] * 6 + [False, True]
+    assert (shared.sigmas[FUT] > 0).tolist() == [True] * 7 + [False]
+    assert torch.equal(shared.targets[FUT], apart.targets[FUT])
+
+
 def test_a_window_without_any_future_has_no_future_group() -> None:
     made = batch(Mode.POLICY, Mode.POLICY, future_valid=torch.tensor([[True, False], [False, False]]))
     out = noisy(made)
@@ -142,12 +164,13 @@ def predictions(out: NoisyBatch) -> dict[Group, Tensor]:
     return {group: tiny.noise_of(9, *target.shape).requires_grad_() for group, target in out.targets.items()}
 
 
-def test_padding_and_steps_past_the_end_carry_exactly_no_loss_and_no_gradient() -> None:
+@pytest.mark.parametrize("noisy_padding", [False, True])
+def test_padding_and_steps_past_the_end_carry_exactly_no_loss_and_no_gradient(noisy_padding: bool) -> None:
     valid = torch.ones(2, tiny.HORIZON, 3, dtype=torch.bool)
     valid[0, 2:] = False
     valid[1, :, 2] = False
     made = batch(Mode.POLICY, Mode.POLICY, action_valid=valid, future_valid=torch.tensor([[True, False], [True, True]]))
-    out = noisy(made)
+    out = noisy(made, noisy_padding=noisy_padding)
     predicted = predictions(out)
     before = losses(predicted, out, CONFIG)
     before["loss"].backward()

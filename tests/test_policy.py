@@ -318,3 +318,20 @@ def test_the_last_instructions_are_kept_embedded(monkeypatch: pytest.MonkeyPatch
 def test_a_policy_without_future_frames_acts() -> None:
     blind = tiny.checkpoint(window=Window(action_horizon=tiny.HORIZON, future_offsets=()), table=ACTION_ONLY)
     assert policy(0, blind).act(observations(1)[0]).actions.shape == (tiny.HORIZON, 3)
+
+
+def test_the_need_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    """Weights to the byte, in the precision asked for, and one line on a folder that holds none."""
+    checkpoint = tiny.checkpoint("two")
+    save(checkpoint, tmp_path / "saved")
+    bytes_ = sum(p.numel() * p.element_size() for p in checkpoint.model.parameters())
+    need = Policy.need(tmp_path / "saved")
+    assert need.weights == bytes_
+    assert need.codec == (tmp_path / "saved" / "codec.safetensors").stat().st_size
+    assert need.activations > 0
+    assert Policy.need(tmp_path / "saved", precision="bf16").weights == bytes_ // 2
+    loaded = Policy.load(tmp_path / "saved", robot="robot_1", precision="bf16")
+    assert {p.dtype for p in loaded.checkpoint.model.parameters()} == {torch.bfloat16}
+    (tmp_path / "saved" / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="no policy can be loaded"):
+        Policy.need(tmp_path / "saved")

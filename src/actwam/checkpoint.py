@@ -24,19 +24,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from actwam.data.loader import Window
 from actwam.data.partial import partial_folder
 from actwam.data.transforms import FutureTransform, RobotTransform
-from actwam.model.codec import Codec, read_codec
+from actwam.model.codec import Codec, PatchPCACodec, read_codec
 from actwam.model.config import TransformerConfig
 from actwam.model.files import read_json, read_safetensors
 from actwam.model.hub import assign_weights
 from actwam.model.text import TextEncoder, read_text
 from actwam.model.transformer import WorldActionTransformer
+from actwam.model.wan import WanCodec
 from actwam.sampler import Sampling
 from actwam.tokens import TABLES, Table
 
@@ -148,6 +149,20 @@ def read_config(folder: Path) -> TransformerConfig:
         return TransformerConfig.from_json(_read_format(folder)["model"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'config.json'}: {type(error).__name__} {error}; it describes no model") from error
+
+
+def latent_grid(folder: Path, height: int, width: int) -> tuple[tuple[int, int], int]:
+    """Height and width of the latents of a picture under a checkpoint's codec, and how many pictures make a latent
+    frame, without reading the codec. Raises ValueError as `load` does.
+    """
+    folder = newest(folder)
+    codec = _read_format(folder).get("codec", {})
+    if codec.get("kind") == WanCodec.kind:  # the defaults are those of diffusers
+        side = codec["config"].get("scale_factor_spatial", 8)
+        return (height // side, width // side), codec["config"].get("scale_factor_temporal", 4)
+    with safe_open(folder / "codec.safetensors", "pt") as file:
+        h, w, _ = file.get_slice("mean").get_shape()
+    return (h, w), PatchPCACodec.time_stride
 
 
 def _read_format(folder: Path) -> dict[str, Any]:

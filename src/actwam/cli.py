@@ -19,6 +19,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "export": official.export,
     "parity": official.parity,
     "train": training.train,
+    "memory": training.memory,
     "eval": acting.evaluate,
     "imagine": acting.imagine,
     "latency": acting.latency,
@@ -28,7 +29,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
 
 
 CHATTY = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
-"""Loggers that speak, whenever diffusers is imported, of parts of torchao that are missing and that nothing here uses."""
+"""Loggers that tell, whenever diffusers is imported, of parts of torchao that are missing and nothing here uses."""
 
 
 def main() -> None:

@@ -28,6 +28,8 @@ class ObjectiveConfig:
     future_shift: float = 2.0
     future_share: float = 1.0
     """Share of the batches that carry the future. The others teach the action alone, at less cost."""
+    shared_sigma: bool = False
+    """One noise level for action and future, with the action's shift, as the released trainer of GWP-0 draws it."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,13 @@ class NoisyBatch:
     weighs: dict[Group, Bool[Tensor, "B ..."]]
 
 
-def add_noise(batch: Batch, config: ObjectiveConfig, generator: torch.Generator) -> NoisyBatch:
+def add_noise(
+    batch: Batch, config: ObjectiveConfig, generator: torch.Generator, noisy_padding: bool = False
+) -> NoisyBatch:
     """Draw noise and noise levels as the modes of the samples ask. Groups that no sample has are left out.
 
-    Padded action dimensions get no noise: they are zero in training, and stay zero in sampling.
+    Padded action dimensions get no noise: they are zero in training, and stay zero in sampling. With `noisy_padding`
+    (`TransformerConfig.noisy_padding`) they get it as the others do. They carry no loss in either case.
     All random numbers come from `generator` (on the CPU) in a fixed order, whatever the modes are.
     """
     B = len(batch.modes)
@@ -61,12 +66,15 @@ def add_noise(batch: Batch, config: ObjectiveConfig, generator: torch.Generator)
         Group.FUTURE: (future, config.future_shift, NOISY_FUTURE),
     }
     values, sigmas, targets = {}, {}, {}
+    level: Float[Tensor, "B"] | None = None
     for group, (clean, flow_shift, noisy_modes) in draws.items():
         noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-        if group is Group.ACTION:  # the first step lies in the episode, so it tells which dimensions exist
+        if group is Group.ACTION and not noisy_padding:
+            # the first step lies in the episode, so it tells which dimensions exist
             noise = noise * batch.action_valid[:, :1]
         drawn = flow.sample_sigma(B, flow_shift, generator).to(clean.device)
-        sigmas[group] = torch.where(_modes(batch, noisy_modes), drawn, 0.0)
+        level = drawn if level is None or not config.shared_sigma else level  # the action is drawn first
+        sigmas[group] = torch.where(_modes(batch, noisy_modes), level, 0.0)
         values[group] = flow.interpolate(clean, noise, sigmas[group])
         targets[group] = flow.velocity(clean, noise)
     values |= {Group.OBSERVATION: observation, Group.STATE: batch.state[:, None]}

@@ -16,14 +16,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from actwam.checkpoint import Checkpoint, load
+from actwam.checkpoint import Checkpoint, latent_grid, load, newest, read_config
 from actwam.data.transforms import RobotTransform
-from actwam.model.files import DTYPES, Precision
+from actwam.memory import Need, Tokens, acting_need
+from actwam.model.files import DTYPES, Precision, read_json
 from actwam.model.transformer import TextContext
 from actwam.sampler import sample
-from actwam.tokens import Table, plan
+from actwam.tokens import TABLES, Table, plan
 from actwam.types import ActionChunk, Group, Observation
 
 TEXTS = 64
@@ -80,6 +82,32 @@ class Policy:
         checkpoint.model.to(place, DTYPES.get(precision))
         checkpoint = replace(checkpoint, codec=checkpoint.codec.to(place))
         return cls(checkpoint, transform, checkpoint.table, place)
+
+    @staticmethod
+    def need(folder: Path | str, *, device: str = "cpu", precision: Precision = "auto") -> Need:
+        """The memory that `load` and `act` with the same arguments take, counted without reading weights.
+
+        Raises ValueError on a folder that is no checkpoint.
+        """
+        folder = newest(Path(folder))
+        config, sizes = read_json(folder / "config.json"), read_config(folder)
+        try:
+            window, picture = config["window"], config["robots"][0]["layout"]
+            grid, stride = latent_grid(folder, picture["height"], picture["width"])
+            frames, actions = len(window["future_offsets"]) // stride, window["action_horizon"]
+            table = TABLES[config["table"]]
+            with safe_open(folder / "model.safetensors", "pt") as file:
+                stored = "bf16" if file.get_slice("patch_head.bias").get_dtype() == "BF16" else "fp32"
+        except (LookupError, TypeError, OSError, SafetensorError) as error:
+            raise ValueError(f"{folder}: {type(error).__name__} {error}; no policy can be loaded from it") from error
+        return acting_need(
+            sizes,
+            table,
+            Tokens(grid=grid, future_frames=frames, actions=actions),
+            dtype=DTYPES[stored if precision == "auto" else precision],
+            device=torch.device(device),
+            codec=(folder / "codec.safetensors").stat().st_size,
+        )
 
     def act(self, observation: Observation, *, seed: int = 0) -> ActionChunk:
         """The next K actions, in the robot's units. `seed` draws the noise that they are denoised from.

@@ -23,9 +23,10 @@ from actwam.policy import Policy
 from actwam.tokens import ACTION_ONLY, JOINT
 from actwam.train import loop
 from actwam.train.config import Recipe, SourceConfig, StageConfig
-from actwam.train.loop import Run, resolve_precision, train, train_step
+from actwam.train.loop import Run, resolve_precision, train
 from actwam.train.metrics import read_metrics
 from actwam.train.state import TrainState
+from actwam.train.step import train_step
 from actwam.types import Batch, Mode
 
 
@@ -199,7 +200,10 @@ def test_only_one_stage_is_trained(start: Callable[..., Path], tmp_path: Path) -
         ({"model": tiny.config(embodiments=1, layers=1)}, "model"),
         ({"table": JOINT}, "table"),
         ({"window": Window(action_horizon=3, future_offsets=tiny.OFFSETS)}, "window"),
-        ({"robots": (tiny.robot(), tiny.robot(1))}, "robots"),
+        (
+            {"robots": (tiny.robot(), replace(tiny.robot(1), index=0)), "layouts": (tiny.LAYOUT,) * 2},
+            "robots, view layouts",
+        ),
     ],
 )
 def test_a_run_is_not_continued_with_another_recipe(
@@ -231,15 +235,17 @@ def test_a_family_without_future_trains(start: Callable[..., Path]) -> None:
 
 def test_auto_precision_is_one_of_two_and_a_choice_is_kept() -> None:
     cpu = torch.device("cpu")
-    assert resolve_precision("auto", cpu) in ("fp32", "bf16")
-    assert resolve_precision("fp32", cpu) == "fp32"
-    assert resolve_precision("auto", torch.device("cuda")) == "bf16"
+    auto = tiny.stage(precision="auto")
+    assert resolve_precision(auto, cpu) in ("fp32", "bf16")
+    assert resolve_precision(tiny.stage(precision="fp32"), cpu) == "fp32"
+    assert resolve_precision(auto, torch.device("cuda")) == "bf16"
+    assert resolve_precision(replace(auto, weights="bf16", optimizer="adamw8bit", ema_decay=None), cpu) == "bf16"
 
 
 def one_batch(data: Path, checkpoint: Checkpoint) -> Batch:
     dataset = LeRobotDataset.open(data)
-    array = np.random.default_rng(0).normal(size=(len(dataset.state), tiny.CHANNELS, 2, 4)).astype(np.float16)
-    latents = Latents(data, tuple(e.start for e in dataset.episodes), array)
+    array = np.random.default_rng(0).normal(size=(len(dataset.state), 1, tiny.CHANNELS, 2, 4)).astype(np.float16)
+    latents = Latents(data, array)
     return Mixture([Source(dataset, latents, checkpoint.robots[0], checkpoint.window, Mode.POLICY)], 4, 0).batch(0)
 
 

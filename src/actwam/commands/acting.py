@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 from actwam.commands.options import Json, Scene
 from actwam.console import print_numbers, progress_bars
+
+if TYPE_CHECKING:
+    from actwam.policy import Policy
+
+
+def load_policy(folder: Path, device: str, robot: str | None = None) -> Policy:
+    """The policy in a folder, for its only robot or the one of this name. Raises ValueError, before anything is allocated, when it does not fit into memory."""
+    import torch
+
+    from actwam.memory import require
+    from actwam.policy import Policy
+
+    require(Policy.need(folder, device=device), torch.device(device))
+    return Policy.load(folder, robot=robot, device=device)
 
 
 def evaluate(
@@ -43,11 +58,10 @@ def evaluate(
         device: Where the policy runs.
         as_json: Print the scores as JSON.
     """
-    from actwam.policy import Policy
     from actwam.sim.results import evaluate as score
     from actwam.sim.rollout import rollout
 
-    loaded = Policy.load(policy, device=device)
+    loaded = load_policy(policy, device)
     with progress_bars() as report:
         results = rollout(
             loaded,
@@ -91,12 +105,11 @@ def imagine(
         as_json: Print PSNR and SSIM as JSON.
     """
     from actwam.data.dataset import LeRobotDataset
-    from actwam.policy import Policy
     from actwam.world.imagine import imagine_dataset
 
-    result = imagine_dataset(
-        Policy.load(policy, device=device), LeRobotDataset.open(dataset), windows=windows, seed=seed, out=out
-    )
+    held_out = LeRobotDataset.open(dataset)
+    loaded = load_policy(policy, device, held_out.robot_type)
+    result = imagine_dataset(loaded, held_out, windows=windows, seed=seed, out=out)
     print_numbers(result.to_json(), as_json=as_json)
     return 0
 
@@ -122,11 +135,11 @@ def latency(
     """
     from actwam.bench.latency import measure_latency
     from actwam.data.dataset import LeRobotDataset
-    from actwam.policy import Policy
     from actwam.world.imagine import observation_at
 
-    loaded = Policy.load(policy, device=device)
-    observation = observation_at(LeRobotDataset.open(dataset), loaded.robot, 0, 0)
+    recorded = LeRobotDataset.open(dataset)
+    loaded = load_policy(policy, device, recorded.robot_type)
+    observation = observation_at(recorded, loaded.robot, 0, 0)
     cases = measure_latency(loaded, observation, repeats=repeats, warmup=warmup)
     print_numbers({name: case.to_json() for name, case in cases.items()}, as_json=as_json)
     return 0

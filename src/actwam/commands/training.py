@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from actwam.console import progress_bars
+from actwam.commands.options import Json
+from actwam.console import print_numbers, progress_bars, stderr
 
 if TYPE_CHECKING:
     from actwam.train.config import Recipe
@@ -59,9 +60,53 @@ def train(
             tracker=tracker,
             resume=resume,
             progress=report,
+            say=lambda text: stderr.print(text, markup=False, highlight=False),
         )
         folder = run(find_recipe(recipe, options or {}, start, robots, tuple(data)), data, where, only=stage)
     print(folder)
+    return 0
+
+
+def memory(
+    what: Positional[str],
+    *,
+    start: Path | None = None,
+    robots: tuple[Path, ...] = (),
+    options: dict[str, str] | None = None,
+    device: str = "cpu",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    as_json: Json = False,
+) -> int:
+    """Say what training a recipe or acting with a checkpoint needs in memory. Nothing large is allocated.
+
+    Args:
+        what: A recipe, as for train, or the folder of a checkpoint.
+        start: As for train.
+        robots: As for train.
+        options: As for train: --options tune lora batch_size 8
+        device: Where it would run. The machine need not have it.
+        precision: What a checkpoint's model would compute in.
+        as_json: Print bytes as JSON.
+    """
+    import torch
+
+    from actwam.policy import Policy
+    from actwam.train.loop import resolve_precision
+    from actwam.train.memory import recipe_need
+
+    place = torch.device(device)
+    if Path(what).is_dir():
+        needs = {"acting": Policy.need(what, device=device, precision=precision)}
+    else:
+        recipe = find_recipe(what, options or {}, start, robots)
+        needs = {
+            stage.name: recipe_need(recipe, stage, place, resolve_precision(stage, place)) for stage in recipe.stages
+        }
+    if as_json:
+        print_numbers({name: need.to_json() for name, need in needs.items()}, as_json=True)
+    else:
+        for name, need in needs.items():
+            print(f"{name}\n{need.table()}")
     return 0
 
 
@@ -85,11 +130,12 @@ def find_recipe(
     except (ImportError, AttributeError) as error:
         raise ValueError(f"no recipe {name!r}: {error}; try metaworld.laptop or gwp.gwp05") from error
     parameters = inspect.signature(recipe, eval_str=True).parameters
-    given = {"start": start, "robots": [read_robot(path) for path in robots]}
+    given: dict[str, Any] = {"start": start, "robots": [read_robot(path) for path in robots]}
     for what, value in given.items():
         if bool(value) != (what in parameters):
             raise ValueError(f"recipe {name} {'needs' if what in parameters else 'takes no'} --{what}")
-    arguments = {what: value for what, value in {**given, "datasets": datasets}.items() if what in parameters}
+    given |= {"datasets": datasets} if datasets else {}
+    arguments = {what: value for what, value in given.items() if what in parameters}
     free = [what for what in parameters if what not in arguments]
     for what, text in options.items():
         if what not in free:

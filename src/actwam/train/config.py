@@ -7,19 +7,21 @@ embodied adaptation, action alignment) are three `StageConfig`s that differ in t
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from actwam.data.embodiment import Embodiment
 from actwam.data.loader import Window
 from actwam.data.transforms import ViewLayout
 from actwam.model.config import TransformerConfig
-from actwam.model.text import HashedWords
+from actwam.model.text import TextEncoder
 from actwam.objective import ObjectiveConfig
 from actwam.sampler import Sampling
 from actwam.tokens import Table
 from actwam.types import Group, Mode
 
 Precision = Literal["auto", "fp32", "bf16"]
+Dtype = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +34,30 @@ class SourceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adapters on the linear layers of the blocks: weight + alpha / rank * B @ A, B and A trained."""
+
+    rank: int
+    alpha: float
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError(f"LoRA needs a rank of at least 1 and an alpha above 0, not {self.rank} and {self.alpha}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """One stage. Learning rate: linear warm-up, then cosine from `learning_rate` to `final_learning_rate`.
 
     `precision` "auto" is bfloat16 on a GPU, and on a CPU whichever of float32 and bfloat16 multiplies
     matrices faster there. `compile` compiles every block.
+
+    What follows makes large models fit (`train.memory` counts what each needs). `optimizer` "adamw8bit" keeps moments
+    in 8 bits; it compiles its step, with a C++ compiler on a CPU and Triton on a GPU. `weights` is what trained weights
+    are stored in while training, `frozen_weights` the others. `freeze` names the groups whose experts are not trained,
+    all groups of an expert together. With `lora` only adapters learn, and the small layers that read and write states
+    and actions, which a new robot needs. `ema_decay` None publishes the weights themselves, `grad_clip` None clips
+    nothing.
     """
 
     name: str
@@ -48,11 +69,17 @@ class StageConfig:
     warmup_steps: int
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
-    grad_clip: float = 1.0
-    ema_decay: float = 0.999
+    grad_clip: float | None = 1.0
+    ema_decay: float | None = 0.999
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     precision: Precision = "auto"
     compile: bool = False
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    weights: Dtype = "fp32"
+    frozen_weights: Dtype = "fp32"
+    freeze: tuple[Group, ...] = ()
+    lora: Lora | None = None
+    recompute_activations: bool = False
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 500
@@ -63,6 +90,29 @@ class StageConfig:
                 raise ValueError(f"stage {self.name}: {name} must be at least 1, not {getattr(self, name)}")
         if not self.sources:
             raise ValueError(f"stage {self.name}: there is no source to learn from")
+        problems = {
+            f"grad_clip must be above 0, or None, not {self.grad_clip}": self.grad_clip is not None
+            and not self.grad_clip > 0,
+            f"ema_decay must be from 0 to 1, or None, not {self.ema_decay}": self.ema_decay is not None
+            and not 0 <= self.ema_decay < 1,
+            "bf16 weights need optimizer adamw8bit, which rounds stochastically: adamw would lose every update below "
+            "1/256 of a weight": self.weights == "bf16" and self.optimizer == "adamw",
+            "the moving average of bf16 weights would stand still, as its updates are below 1/256: set ema_decay to "
+            "None": self.weights == "bf16" and self.ema_decay is not None,
+            "bf16 weights are multiplied in bf16: precision must be bf16 or auto": self.in_bf16
+            and self.precision == "fp32",
+            "frozen_weights are bf16, but nothing is frozen: set freeze or lora": self.frozen_weights == "bf16"
+            and not self.freeze
+            and self.lora is None,
+        }
+        for problem, holds in problems.items():
+            if holds:
+                raise ValueError(f"stage {self.name}: {problem}")
+
+    @property
+    def in_bf16(self) -> bool:
+        """Whether any weights are stored in bfloat16: products run in it then."""
+        return "bf16" in (self.weights, self.frozen_weights)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,15 +129,23 @@ class CodecConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One model, its inputs, and the stages that train it one after another."""
+    """One model, its inputs, and the stages that train it one after another.
+
+    Training begins with random weights and a codec fitted on its data, or with `start`. Raises ValueError when its
+    parts do not fit each other.
+    """
 
     name: str
+    start: Path | None = None
+    """A checkpoint whose weights, codec and text encoder training starts from. `codec` is not fitted then, and
+    `text` must be that of the checkpoint; without a start, neither may be None."""
     robots: tuple[Embodiment, ...]
     model: TransformerConfig
     table: Table
-    codec: CodecConfig
-    text: HashedWords
-    layout: ViewLayout
+    codec: CodecConfig | None
+    text: TextEncoder | None
+    layouts: tuple[ViewLayout, ...]
+    """How the cameras of each of `robots` make one picture; all pictures are of one size."""
     window: Window
     sampling: Sampling
     stages: tuple[StageConfig, ...]
@@ -97,6 +155,14 @@ class Recipe:
     """Show the model future latents as their change from the present frame (`FutureTransform`)."""
 
     def __post_init__(self) -> None:
+        if self.start is None and (self.codec is None or self.text is None):
+            raise ValueError(f"recipe {self.name} has no codec or no text encoder: give a checkpoint to start from")
+        if self.codec and self.codec.channels != self.model.latent_channels:
+            raise ValueError(
+                f"recipe {self.name}: the codec has {self.codec.channels} channels, and the model reads "
+                f"{self.model.latent_channels}"
+            )
+        self._require_fitting_robots()
         sees_future = Group.ACTION in self.table.groups and Group.FUTURE in self.table.reach(Group.ACTION)
         for stage in self.stages:
             if sees_future and stage.objective.future_share < 1:
@@ -104,6 +170,26 @@ class Recipe:
                     f"stage {stage.name}: future_share below 1 hides the future from actions that see it in table "
                     f"{self.table.name}; it is for tables whose actions never see the future"
                 )
+
+    def _require_fitting_robots(self) -> None:
+        if len(self.layouts) != len(self.robots) or len({(each.height, each.width) for each in self.layouts}) != 1:
+            sizes = ", ".join(f"{each.height} x {each.width}" for each in self.layouts)
+            raise ValueError(
+                f"recipe {self.name}: {len(self.robots)} robots need as many layouts of one size, not {sizes}"
+            )
+        if len({robot.name for robot in self.robots}) < len(self.robots):
+            raise ValueError(f"recipe {self.name}: two robots are called {[robot.name for robot in self.robots]}")
+        for robot, layout in zip(self.robots, self.layouts, strict=True):
+            problem = f"recipe {self.name}: embodiment {robot.name}"
+            slots = {slot.name for slot in layout.slots}
+            if slots != set(robot.cameras):
+                raise ValueError(f"{problem} fills slots {sorted(robot.cameras)}, its layout has {sorted(slots)}")
+            if not 0 <= robot.index < self.model.embodiments:
+                raise ValueError(f"{problem} has index {robot.index}, the model {self.model.embodiments} embodiments")
+            for what, names in (("state", robot.state_names), ("action", robot.action_names)):
+                width = getattr(self.model, f"{what}_width")
+                if len(names) > width:
+                    raise ValueError(f"{problem} has {len(names)} {what} dimensions, the model is {width} wide")
 
     def robot(self, robot_type: str) -> Embodiment:
         """The robot that a dataset was recorded on. Raises ValueError listing the robots of this recipe."""

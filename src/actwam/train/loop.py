@@ -5,24 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from actwam.checkpoint import TRAIN_STATE, Checkpoint, checkpoints, load, read_tensors, save
+from actwam.checkpoint import TRAIN_STATE, Checkpoint, checkpoints, load, save
 from actwam.data.loader import Mixture
-from actwam.model.transformer import GroupInput
-from actwam.objective import add_noise, losses
+from actwam.memory import require
+from actwam.model.files import read_safetensors
+from actwam.train.adapt import adapt, published
 from actwam.train.config import Precision, Recipe, StageConfig
+from actwam.train.memory import recipe_need
 from actwam.train.metrics import Tracker, open_metrics
 from actwam.train.prepare import Progress, initial, mixture, open_datasets, require_recipe
 from actwam.train.state import TrainState, learning_rate
+from actwam.train.step import train_step
 from actwam.types import Batch
 
 KEPT = 2
@@ -39,17 +41,20 @@ class Run:
     tracker: Tracker = "none"
     resume: bool = False
     progress: Progress = lambda what, done, total: None
+    say: Callable[[str], None] = lambda text: None
+    """Told once per stage, before anything large is allocated, how much memory it needs."""
 
 
 def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | None = None) -> Path:
     """Train the stages of a recipe one after another, or `only` one; each starts from the stage before it.
 
     Returns the folder of the last stage, which `Policy.load` opens. Raises ValueError on data that does not
-    fit the recipe, on a folder that already holds a run (unless `run.resume`), and on a loss that is not
-    finite.
+    fit the recipe, on a model that does not fit in memory, on a folder that already holds a run (unless
+    `run.resume`), and on a loss that is not finite.
     """
-    datasets = open_datasets(recipe, data)
+    datasets, device = open_datasets(recipe, data), torch.device(run.device)
     wanted = range(len(recipe.stages)) if only is None else [recipe.stage(only)]
+    require_memory(recipe, [recipe.stages[i] for i in wanted], run)
     folders = [run.out / f"{i + 1}-{stage.name}" for i, stage in enumerate(recipe.stages)]
     for i in wanted:
         stage, done = recipe.stages[i], checkpoints(folders[i])
@@ -60,14 +65,23 @@ def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | Non
             start = load(source)
             require_recipe(start, recipe, source)
         else:
-            start = initial(recipe, datasets, run.cache, run.progress)
+            start = initial(recipe, datasets, run.cache, run.progress, device)
         if done:
             require_stage(start, stage, done[-1])
         if done and step_of(done[-1]) == stage.steps:
             continue
-        batches = mixture(stage, start, datasets, run.cache, run.progress)
+        batches = mixture(stage, start, datasets, run.cache, run.progress, device)
         train_stage(recipe, stage, start, batches, folders[i], run, done[-1] if done else None)
     return folders[wanted[-1]]
+
+
+def require_memory(recipe: Recipe, stages: Sequence[StageConfig], run: Run) -> None:
+    """Say what the stages need. Raises ValueError when one does not fit on the device of the run."""
+    device = torch.device(run.device)
+    for stage in stages:
+        need = recipe_need(recipe, stage, device, resolve_precision(stage, device))
+        run.say(f"memory of stage {stage.name}\n{need.table()}")
+        require(need, device)
 
 
 def finished(folder: Path, stage: StageConfig, following: StageConfig) -> Path:
@@ -99,12 +113,13 @@ def train_stage(
 ) -> None:
     """Train one stage to its last step, leaving checkpoints `step_*` in `folder`."""
     device = torch.device(run.device)
-    model = start.model.train().to(device)
+    model = start.model.train()
+    adapt(model, stage, device)
     state, first = TrainState.start(model, stage), 0
     if resumed is not None:
         first = step_of(resumed)
-        state.restore(read_tensors(resumed / TRAIN_STATE / "state.safetensors"))
-    precision = start.trained["precision"] if resumed else resolve_precision(stage.precision, device)
+        state.restore(read_safetensors(resumed / TRAIN_STATE / "state.safetensors"))
+    precision = start.trained["precision"] if resumed else resolve_precision(stage, device)
     if stage.compile:
         for block in model.blocks:
             block.compile(dynamic=False)
@@ -128,47 +143,11 @@ def train_stage(
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
                 checkpoint = replace(start, sampling=recipe.sampling, trained={**trained, "step": step + 1})
                 target = folder / f"step_{step + 1:08d}"
-                save(checkpoint, target, weights=state.average, train_state=state.tensors())
+                save(checkpoint, target, weights=published(model, state.average), train_state=state.tensors())
                 forget(folder)
     finally:
         for sink in sinks:
             sink.close()
-
-
-def train_step(
-    stage: StageConfig,
-    checkpoint: Checkpoint,
-    state: TrainState,
-    batch: Batch,
-    step: int,
-    precision: Precision,
-) -> dict[str, Float[Tensor, ""]]:
-    """One optimizer step. Its noise is a function of (seed, step). Raises ValueError if it is not finite."""
-    device = batch.latents.device
-    generator = torch.Generator().manual_seed(stage.seed * 1_000_003 + step)
-    noisy = add_noise(batch, stage.objective, generator)
-    inputs = [GroupInput(group, value, noisy.sigmas[group][:, None]) for group, value in noisy.values.items()]
-    distinct = list(dict.fromkeys(batch.instructions))
-    rows = torch.tensor([distinct.index(instruction) for instruction in batch.instructions], device=device)
-    embedded = checkpoint.text.encode(distinct).to(device)
-    model = checkpoint.model
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        text = model.text_context(embedded).select(rows)
-        velocities = model(inputs, text, batch.embodiment, checkpoint.table, valid=noisy.present)
-        parts = losses(velocities, noisy, stage.objective)
-    parts["loss"].backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), stage.grad_clip)
-    if not bool(torch.isfinite(norm)):
-        raise ValueError(
-            f"stage {stage.name}: loss {parts['loss'].item()} with gradient norm {norm.item()} at step {step} "
-            f"(seed {stage.seed}); the weights are unchanged; check the data or lower the learning rate"
-        )
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(stage, step)
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    state.update_average(step, stage.ema_decay)
-    return {**{name: value.detach() for name, value in parts.items()}, "grad_norm": norm}
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -179,13 +158,13 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return replace(batch, **moved)
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """What "auto" means here: bfloat16 on a GPU; on a CPU whichever multiplies matrices faster, tried for a
-    moment.
+def resolve_precision(stage: StageConfig, device: torch.device) -> Precision:
+    """What "auto" means here: bfloat16 on a GPU, and where weights are stored in it; on a CPU else whichever multiplies
+    matrices faster, tried for a moment.
     """
-    if precision != "auto":
-        return precision
-    if device.type != "cpu":
+    if stage.precision != "auto":
+        return stage.precision
+    if device.type != "cpu" or stage.in_bf16:
         return "bf16"
     seconds = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):

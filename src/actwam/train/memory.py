@@ -1,0 +1,133 @@
+"""What a stage of training needs in memory (`actwam.memory`)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from actwam import checkpoint
+from actwam.memory import Ledger, Need, Tokens, size_of, stand_in, with_reserve
+from actwam.model.config import TransformerConfig
+from actwam.model.transformer import WorldActionTransformer
+from actwam.objective import NOISY_ACTION, NOISY_FUTURE, NoisyBatch
+from actwam.tokens import Table
+from actwam.train.adapt import adapt
+from actwam.train.config import Precision, Recipe, StageConfig
+from actwam.train.state import TrainState
+from actwam.train.step import forward_losses
+from actwam.types import Group, Mode
+
+META = torch.device("meta")
+STEP_COPIES = 3
+"""Float32 copies of the largest tensor that the step of adamw8bit makes at most: the weight and both moments."""
+
+
+def recipe_need(recipe: Recipe, stage: StageConfig, device: torch.device, precision: Precision) -> Need:
+    """For a stage of a recipe. Reads `config.json` of `recipe.start`, and no weights.
+
+    Raises ValueError when the stage does not fit the model, and when the start is no checkpoint.
+    """
+    grid, time_stride = latent_grid(recipe)
+    tokens = Tokens(
+        grid=grid,
+        future_frames=recipe.window.latent_frames(time_stride),
+        actions=recipe.window.action_horizon,
+    )
+    return training_need(recipe.model, stage, recipe.table, tokens, device, precision)
+
+
+def latent_grid(recipe: Recipe) -> tuple[tuple[int, int], int]:
+    """Height and width of the latents of a recipe, and how many pictures make a latent frame."""
+    layout = recipe.layouts[0]
+    if recipe.start is None:
+        assert recipe.codec is not None  # a recipe without it has a start
+        return (layout.height // recipe.codec.patch, layout.width // recipe.codec.patch), 1
+    return checkpoint.latent_grid(recipe.start, layout.height, layout.width)
+
+
+@lru_cache(maxsize=64)
+def training_need(
+    config: TransformerConfig,
+    stage: StageConfig,
+    table: Table,
+    tokens: Tokens,
+    device: torch.device,
+    precision: Precision,
+) -> Need:
+    """For a step of a stage, every sample with an instruction of its own and all groups that the modes know.
+
+    Raises ValueError when the stage freezes what it cannot.
+    """
+    TrainState.start(torch.nn.Linear(64, 64), stage)  # torchao computes what its codes mean once, and not from fakes
+    with META:
+        model = WorldActionTransformer(config)
+    adapt(model, stage, META)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        state = TrainState.start(model, stage)
+        parameters = list(model.parameters())
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        weights, gradients = size_of(parameters), size_of(trained)
+        low = stand_in(model, device)
+        noisy = _batch(config, stage, tokens)
+        text = torch.empty(stage.batch_size, config.text_tokens, config.text_width)
+        rows, robots = (torch.zeros(stage.batch_size, dtype=torch.long) for _ in range(2))
+    # Out of the mode, so that what the model keeps for later calls (masks, angles) is real. Fake meets fake anyway.
+    given = [*parameters, *(x for part in vars(noisy).values() for x in part.values()), text, rows, robots]
+    with Ledger(given) as ledger:
+        autocast = low if precision == "bf16" else None
+        loss = forward_losses(stage, model, table, noisy, text, rows, robots, autocast)["loss"]
+        activations = ledger.alive
+        loss.backward()
+    at_once = ledger.most
+    if stage.optimizer == "adamw8bit":
+        at_once = max(at_once, gradients + STEP_COPIES * 4 * max(parameter.numel() for parameter in trained))
+    need = Need(
+        weights=weights,
+        optimizer=size_of(moment for moments in state.optimizer.state.values() for moment in moments.values()),
+        average=size_of(state.average.values()),
+        gradients=gradients,
+        activations=activations,
+        at_once=at_once,
+        advice=_advice(stage, len(config.experts)),
+    )
+    return with_reserve(need, device)
+
+
+def _batch(config: TransformerConfig, stage: StageConfig, tokens: Tokens) -> NoisyBatch:
+    """A batch of the stage's size whose values nobody looks at."""
+    modes, size = {source.mode for source in stage.sources}, stage.batch_size
+    shapes = tokens.shapes(config, size)
+    if modes == {Mode.VIDEO}:
+        shapes = {group: shape for group, shape in shapes.items() if group in (Group.OBSERVATION, Group.FUTURE)}
+    teaching = {Group.ACTION: NOISY_ACTION, Group.FUTURE: NOISY_FUTURE}
+    taught = [group for group in shapes if teaching.get(group, frozenset()) & modes]
+    partial = [group for group in (Group.STATE, Group.ACTION) if group in shapes and Mode.VIDEO in modes]
+    everyone: Tensor = torch.ones(size, dtype=torch.bool)
+    return NoisyBatch(
+        values={group: torch.empty(shape) for group, shape in shapes.items()},
+        sigmas={group: torch.empty(size) for group in shapes},
+        targets={group: torch.empty(shapes[group]) for group in taught},
+        # at the ends of episodes there is no future
+        present=dict.fromkeys([*partial, *([Group.FUTURE] if Group.FUTURE in shapes else [])], everyone),
+        weighs={group: torch.ones(shapes[group], dtype=torch.bool) for group in taught},
+    )
+
+
+def _advice(stage: StageConfig, experts: int) -> str:
+    """What the stage could do with less, in the order of what it costs."""
+    options = {
+        "recompute_activations": not stage.recompute_activations,
+        f"a batch_size below {stage.batch_size}": stage.batch_size > 1,
+        "optimizer adamw8bit": stage.optimizer == "adamw",
+        "ema_decay None": stage.ema_decay is not None,
+        "weights bf16 with adamw8bit": stage.weights == "fp32" and stage.lora is None,
+        "frozen_weights bf16": bool(stage.freeze or stage.lora) and stage.frozen_weights == "fp32",
+        "freeze the visual expert": experts > 1 and not stage.freeze,
+        "lora": stage.lora is None,
+    }
+    left = [what for what, helps in options.items() if helps]
+    return f"try, in this order: {', '.join(left)}" if left else "take a larger machine"
