@@ -25,7 +25,6 @@ from actwam.data.loader import Window
 from actwam.data.normalize import Normalizer, compute_stats
 from actwam.data.transforms import RobotTransform, layout_of
 from actwam.model.codec import Codec, read_codec
-from actwam.model.config import TransformerConfig, two_experts
 from actwam.model.text import HashedWords
 from actwam.model.transformer import WorldActionTransformer
 from actwam.policy import Policy
@@ -56,23 +55,6 @@ WAN_VAE = {
 }
 
 
-def config(layers: int) -> TransformerConfig:
-    """GWP-0.5 with padded vectors of 32, as its weights are presumed to be."""
-    return TransformerConfig(
-        layers=layers,
-        heads=24,
-        head_width=128,
-        experts=two_experts((3072, 14336), (1024, 4096)),
-        latent_channels=48,
-        patch=(2, 2),
-        text_width=4096,
-        text_tokens=gwp.TEXT_TOKENS,
-        state_width=gwp.ACTIONS.width,
-        action_width=gwp.ACTIONS.width,
-        noisy_padding=True,
-    )
-
-
 def codec() -> Codec:
     from diffusers import AutoencoderKLWan
 
@@ -84,7 +66,7 @@ def codec() -> Codec:
 def model(layers: int) -> WorldActionTransformer:
     """Random weights; what begins at zero would hide everything before it."""
     torch.manual_seed(0)
-    made = WorldActionTransformer(config(layers))
+    made = WorldActionTransformer(gwp.official_size(2, layers))
     with torch.no_grad():
         for parameter in made.parameters():
             if not parameter.any():

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 
 from actwam.memory import Need, Tokens
-from actwam.model.config import TransformerConfig, one_expert, two_experts
+from actwam.model.config import TransformerConfig, two_experts
 from actwam.model.transformer import WorldActionTransformer
 from actwam.objective import add_noise
 from actwam.provenance import provenance
+from actwam.recipes import gwp
 from actwam.tokens import ACTION_CENTERED
 from actwam.train.adapt import adapt
 from actwam.train.config import Lora, SourceConfig, StageConfig
@@ -48,13 +49,7 @@ SMALL = TransformerConfig(
     state_width=32,
     action_width=32,
 )
-GWP05 = replace(
-    SMALL, layers=30, heads=24, head_width=128, experts=two_experts((3072, 14336), (1024, 4096)), text_width=4096
-)
-OFFICIAL = {
-    "GWP-0": replace(GWP05, experts=one_expert(3072, 14336), share_state_encoder=True),
-    "GWP-0.5": GWP05,
-}
+OFFICIAL = {"GWP-0": gwp.official_size(1), "GWP-0.5": gwp.official_size(2)}
 
 STAGE = StageConfig(
     name="memory",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ from actwam.convert import import_model
 from actwam.data.embodiment import Embodiment, read_robot
 from actwam.data.episode import Episode
 from actwam.data.writer import DatasetWriter
-from actwam.model.config import TransformerConfig, one_expert, two_experts
 from actwam.policy import Policy
 from actwam.recipes import gwp
 from actwam.types import Group
@@ -164,19 +164,16 @@ def test_the_values(start: Path) -> None:
         gwp.finetune(experts=other, start=start, robots=[robot])
 
 
+def official(experts: Literal[1, 2], start: Path) -> TransformerConfig:
+    """Stands for reading the sizes of a checkpoint."""
+    return gwp.official_size(experts)
+
+
 def test_the_full_size_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both presets of both models for a real robot, with the numbers of the paper and of the code."""
     robots = [read_robot(EXAMPLES / name) for name in ("piper_dual.yaml",)]
-    sizes: dict[str, Any] = {
-        "layers": 30, "heads": 24, "head_width": 128, "latent_channels": 48, "patch": (2, 2), "text_width": 4096,
-        "text_tokens": 64, "state_width": 32, "action_width": 32,
-    }  # fmt: skip
-    full = {
-        1: TransformerConfig(**sizes, experts=one_expert(3072, 14336), share_state_encoder=True),
-        2: TransformerConfig(**sizes, experts=two_experts((3072, 14336), (1024, 4096))),
-    }
-    for experts, model in full.items():
-        monkeypatch.setattr(gwp, "read_config", lambda start, model=model: model)
+    for experts in (1, 2):
+        monkeypatch.setattr(gwp, "read_config", partial(official, experts))
         made = {
             v: gwp.finetune(experts=experts, start=Path("x"), robots=robots, values=v) for v in ("paper", "released")
         }

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def load_policy(folder: Path, device: str, robot: str | None = None) -> Policy:
-    """The policy in a folder, for its only robot or the one of this name. Raises ValueError, before anything is allocated, when it does not fit into memory."""
+    """The policy in a folder, for its only robot or the one of this name.
+
+    Raises ValueError, before anything is allocated, when it does not fit into memory.
+    """
     import torch
 
     from actwam.memory import require

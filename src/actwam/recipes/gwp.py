@@ -20,6 +20,7 @@ from actwam.checkpoint import read_config
 from actwam.data.embodiment import Embodiment
 from actwam.data.loader import Window
 from actwam.data.transforms import layout_of
+from actwam.model.config import TransformerConfig, one_expert, two_experts
 from actwam.model.weights import ActionSide
 from actwam.objective import ObjectiveConfig
 from actwam.sampler import Sampling
@@ -168,6 +169,25 @@ gwp0 = partial(finetune, experts=1)
 """Fine-tune a checkpoint with one expert: every argument but `experts` is `finetune`'s."""
 gwp05 = partial(finetune, experts=2)
 """Fine-tune a checkpoint with two experts."""
+
+
+def official_size(experts: Literal[1, 2], layers: int = 30) -> TransformerConfig:
+    """GWP-0 (one expert) or GWP-0.5 (two) as released, with vectors of 32 dimensions and projectors for one robot."""
+    visual = (3072, 14336)
+    return TransformerConfig(
+        layers=layers,
+        heads=24,
+        head_width=128,
+        experts=one_expert(*visual) if experts == 1 else two_experts(visual, (1024, 4096)),
+        latent_channels=48,
+        patch=(2, 2),
+        text_width=4096,
+        text_tokens=TEXT_TOKENS,
+        state_width=ACTIONS.width,
+        action_width=ACTIONS.width,
+        share_state_encoder=experts == 1,
+        noisy_padding=True,
+    )
 
 
 def offsets(action_horizon: int) -> tuple[int, ...]:
