@@ -25,6 +25,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STEM = "diffusion_pytorch_model"
 _WRAPPERS = ("model", "state_dict")
 """Keys under which trainers put the tensors, when they do not stand at the top."""
+Shape = tuple[int, ...]
 _COPY = "copy it again from its source"
 
 
@@ -65,6 +66,18 @@ def read_tensors(folder: Path, stem: str = STEM, *, pickled: bool = False) -> di
     if list(folder.glob(f"{stem}-*")):
         raise ValueError(f"{index}: missing, so nothing says which tensors the shards must hold; {_COPY}")
     raise ValueError(f"{folder}: no weights here: neither {whole.name}, {index.name} nor {pickle_file.name}")
+
+
+def mismatches(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str:
+    """Every missing, unused and misshaped tensor, "" when there is none."""
+    wrong = [f"missing {name}" for name in expected if name not in found]
+    wrong += [f"unused {name}" for name in found if name not in expected]
+    wrong += [
+        f"{name} is {tuple(found[name])}, not {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    return "; ".join(wrong)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], folder: Path, *, pickled: bool = False) -> None:

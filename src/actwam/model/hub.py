@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from actwam.model.files import mismatches
+
 _HUB_ID = re.compile(r"\w[\w.\-]*/\w[\w.\-]*")
 
 
@@ -47,14 +49,8 @@ def assign_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Pat
 
     Raises ValueError listing every missing, unused and misshaped tensor.
     """
-    own = module.state_dict()
-    wrong = [f"missing {name}" for name in own if name not in tensors]
-    wrong += [f"unused {name}" for name in tensors if name not in own]
-    wrong += [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
-    if wrong:
-        raise ValueError(f"{source}: the tensors do not fit {type(module).__name__}: {'; '.join(wrong)}")
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    if wrong := mismatches(found, own):
+        raise ValueError(f"{source}: the tensors do not fit {type(module).__name__}: {wrong}")
     module.load_state_dict(dict(tensors), assign=True)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from actwam.model.config import TransformerConfig, one_expert, two_experts
+from actwam.model.files import Shape, mismatches
 from actwam.model.transformer import WorldActionTransformer
 from actwam.types import Group
 
@@ -70,7 +71,7 @@ class ActionSide:
     expert: tuple[int, int] | None = None
 
 
-def detect(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+def detect(shapes: Mapping[str, Shape]) -> Layout:
     """Which model these tensors are. Raises ValueError when they are none of the three."""
     if "patch_embedding.weight" in shapes:
         if "blocks.0.visual_expert.attn1.to_q.weight" in shapes:
@@ -111,7 +112,7 @@ def names(config: TransformerConfig, layout: Layout) -> dict[str, tuple[str, ...
     return found
 
 
-def foreign_shapes(config: TransformerConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
+def foreign_shapes(config: TransformerConfig, layout: Layout) -> dict[str, Shape]:
     """The shape of every parameter there."""
     own = _own_shapes(config)
     return {
@@ -122,7 +123,7 @@ def foreign_shapes(config: TransformerConfig, layout: Layout) -> dict[str, tuple
 
 
 def read_config(
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, Shape],
     stated: Mapping[str, Any],
     *,
     text_tokens: int,
@@ -199,18 +200,10 @@ def to_theirs(tensors: Mapping[str, Tensor], config: TransformerConfig, layout: 
     return found
 
 
-def require_keys(shapes: Mapping[str, tuple[int, ...]], config: TransformerConfig, layout: Layout) -> None:
+def require_keys(shapes: Mapping[str, Shape], config: TransformerConfig, layout: Layout) -> None:
     """Raises ValueError listing every missing, unused and misshaped tensor."""
-    expected = foreign_shapes(config, layout)
-    wrong = [f"missing {name}" for name in expected if name not in shapes]
-    wrong += [f"unused {name}" for name in shapes if name not in expected]
-    wrong += [
-        f"{name} is {shapes[name]}, not {shape}"
-        for name, shape in expected.items()
-        if name in shapes and shapes[name] != shape
-    ]
-    if wrong:
-        raise ValueError(f"the tensors do not fit {CLASSES[layout]}: {'; '.join(wrong)}")
+    if wrong := mismatches(shapes, foreign_shapes(config, layout)):
+        raise ValueError(f"the tensors do not fit {CLASSES[layout]}: {wrong}")
 
 
 def layout_of(config: TransformerConfig) -> Layout:
@@ -266,19 +259,19 @@ def foreign_config(config: TransformerConfig, layout: Layout) -> dict[str, Any]:
     return dict(sorted(stated.items()))
 
 
-def _action_expert(shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> tuple[int, int] | None:
+def _action_expert(shapes: Mapping[str, Shape], layout: Layout) -> tuple[int, int] | None:
     if layout != "gwp05":
         return None
     ffn = shapes["blocks.0.action_expert.ffn.net.0.proj.weight"]
     return shapes["action_scale_shift_table"][-1], ffn[0]
 
 
-def _own_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+def _own_shapes(config: TransformerConfig) -> dict[str, Shape]:
     with torch.device("meta"):
         return {name: tuple(p.shape) for name, p in WorldActionTransformer(config).named_parameters()}
 
 
-def _foreign_shape(here: str, shape: tuple[int, ...], parts: int, config: TransformerConfig) -> tuple[int, ...]:
+def _foreign_shape(here: str, shape: Shape, parts: int, config: TransformerConfig) -> Shape:
     if here == "patch_embedding.weight":
         return (shape[0], config.latent_channels, 1, *config.patch)
     if here.endswith("table"):
