@@ -3,9 +3,9 @@
     actwam import open-gigaai/GigaWorld-Policy-0.5 --out runs/gwp05
     actwam train gwp.gwp05 --start runs/gwp05 --robots piper.yaml --data demos FOLDER --out runs/mine
 
-`values` chooses between what the papers say and what the released trainers do; the docstring of `PAPER` and
-`RELEASED` lists both. What is wrong in the released trainers stays right here in either: padded dimensions and steps
-past the end of an episode carry no loss, embodiments are used, the text path learns.
+`values` chooses between what the papers say and what the released trainers do; `TRAINING` lists both. What is wrong in
+the released trainers stays right here in either: padded dimensions and steps past the end of an episode carry no loss,
+embodiments are used, the text path learns.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ PICTURE = (384, 320)
 """Height and width of the composed picture."""
 ACTION_HORIZON, FUTURE_FRAMES = 48, 4
 TEXT_TOKENS = 64
-ACTIONS = ActionSide(width=32, embodiments=1, expert=(1024, 4096))
+ACTION_EXPERT = (1024, 4096)
+"""Width and feed-forward width."""
+ACTIONS = ActionSide(width=32, embodiments=1, expert=ACTION_EXPERT)
 """The action side of GWP-0.5, which Wan is given when a training starts from it."""
 SAMPLING_STEPS = 10
 
@@ -178,7 +180,7 @@ def official_size(experts: Literal[1, 2], layers: int = 30) -> TransformerConfig
         layers=layers,
         heads=24,
         head_width=128,
-        experts=one_expert(*visual) if experts == 1 else two_experts(visual, (1024, 4096)),
+        experts=one_expert(*visual) if experts == 1 else two_experts(visual, ACTION_EXPERT),
         latent_channels=48,
         patch=(2, 2),
         text_width=4096,
