@@ -11,16 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import tiny_official
 import torch
 from safetensors.torch import load_file
 from tiny_text import text_encoder
 
 from actwam import cli
-from actwam.checkpoint import load
+from actwam.checkpoint import load, save
 from actwam.convert import ImportConfig, export_model, import_model
+from actwam.data.normalize import Normalizer, compute_stats
+from actwam.data.transforms import FutureTransform
 from actwam.model.weights import ActionSide
 from actwam.policy import Policy
+from actwam.tokens import JOINT
 
 
 @pytest.fixture(params=["gwp0", "gwp05"])
@@ -179,12 +183,91 @@ def test_other_refusals(config: ImportConfig, tmp_path: Path) -> None:
         import_model(str(tmp_path / "nowhere"), tmp_path / "new", config)
 
 
-def test_a_model_of_our_own_has_no_official_layout(tmp_path: Path) -> None:
-    import tiny
-
-    from actwam.checkpoint import save
-
+def test_a_model_of_our_own_is_not_exported(tmp_path: Path, config: ImportConfig) -> None:
     save(tiny.checkpoint("two"), tmp_path / "ours")
-    with pytest.raises(ValueError, match="no counterpart among the official ones"):
-        export_model(tmp_path / "ours", tmp_path / "out")
+    with pytest.raises(ValueError, match="its codec is patch_pca"):
+        export_model(tmp_path / "ours", tmp_path / "exported")
+    imported = import_model(str(tiny_official.pipeline(tmp_path / "official", "gwp05")), tmp_path / "out", config)
+    save(replace(imported, model=tiny.model("two", precondition=True)), tmp_path / "other")
+    with pytest.raises(ValueError, match="no counterpart among the official ones: it preconditions"):
+        export_model(tmp_path / "other", tmp_path / "exported")
+    assert not list(tmp_path.glob("exported*"))
+
+
+def test_what_stands_still_is_what_it_is_officially(name: str, tmp_path: Path, config: ImportConfig) -> None:
+    """2 (x - q01) / max(q99 - q01, 1e-8) - 1 is -1 for it there, both ways; exported, it is what it was trained on."""
+    source = tiny_official.pipeline(tmp_path / "official", name)
+    stats = json.loads(config.norm_stats[0].read_text())
+    for part in stats["norm_stats"].values():
+        for column in ("mean", "min", "max", "q01", "q99"):
+            part[column][2] = 0.4
+        part["std"][2] = 0.0
+    config.norm_stats[0].write_text(json.dumps(stats))
+    robot = import_model(str(source), tmp_path / "out", config).robot()
+    state = np.full(6, 0.4, np.float32)
+    assert robot.model_state(state)[2] == pytest.approx(-1)
+    action = robot.model_action(state[None], state)
+    assert action[0, 2] == pytest.approx(-1), "the third dimension, a gripper, is absolute"
+    assert robot.robot_action(action, state)[0, 2] == pytest.approx(0.4)
+
+
+def test_an_export_of_what_stands_still_is_zero_there_as_it_is_here(tmp_path: Path, config: ImportConfig) -> None:
+    source = tiny_official.pipeline(tmp_path / "official", "gwp05")
+    imported = import_model(str(source), tmp_path / "out", config)
+    rows = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    rows[:, 2] = 0.4
+    normalizer = Normalizer(compute_stats(rows, tiny_official.NAMES), "quantile", "center")
+    robot = replace(imported.robots[0], state=normalizer, action=normalizer)
+    save(replace(imported, robots=(robot,)), tmp_path / "tuned")
+    export_model(tmp_path / "tuned", tmp_path / "exported")
+    written = json.loads((tmp_path / "exported" / f"norm_stats_{tiny_official.ROBOT}.json").read_text())["norm_stats"]
+    low, high = (np.array(written["observation.state"][column][:6]) for column in ("q01", "q99"))
+    there = 2 * (rows - low) / np.maximum(high - low, 1e-8) - 1
+    assert np.allclose(there, normalizer.normalize(rows), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"table": JOINT}, "its table is JOINT"),
+        ({"future": FutureTransform((1.0,) * 4)}, "it sees the future as change"),
+    ],
+)
+def test_what_the_official_inference_would_run_differently_is_not_exported(
+    changes: dict[str, Any], said: str, tmp_path: Path, config: ImportConfig
+) -> None:
+    source = tiny_official.pipeline(tmp_path / "official", "gwp05")
+    imported = import_model(str(source), tmp_path / "out", config)
+    save(replace(imported, **changes), tmp_path / "other")
+    with pytest.raises(ValueError, match=said):
+        export_model(tmp_path / "other", tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "picture", "said"),
+    [
+        ("gwp05", {"index": 7}, (64, 96), "has index 7, the model 2 embodiments"),
+        ("gwp05", {"state": [f"s{i}" for i in range(9)]}, (64, 96), "has 9 state dimensions, the model is 8 wide"),
+        ("gwp05", {}, (112, 96), "112 pixels high do not divide into tokens of 32"),
+        ("gwp05", {}, (64, 80), "80 pixels wide do not divide into tokens of 32"),
+        ("gwp0", {"index": 1}, (64, 96), "acts as embodiment 0 for every robot"),
+    ],
+)
+def test_robots_and_pictures_that_do_not_fit_the_model(
+    model: str, changes: dict[str, Any], picture: tuple[int, int], said: str, tmp_path: Path, config: ImportConfig
+) -> None:
+    source = tiny_official.pipeline(tmp_path / "official", model)
+    tiny_official.robot_file(tmp_path, **changes)
+    with pytest.raises(ValueError) as error:
+        import_model(str(source), tmp_path / "out", replace(config, picture=picture))
+    assert said in str(error.value)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_one_of_several_folders(tmp_path: Path, config: ImportConfig) -> None:
+    source = tiny_official.pipeline(tmp_path / "official", "gwp05")
+    shutil.copytree(source / "transformer", source / "transformer_ema")
+    with pytest.raises(ValueError, match="holds transformer and transformer_ema: choose one with --folder"):
+        import_model(str(source), tmp_path / "out", config)
+    import_model(str(source), tmp_path / "out", replace(config, folder="transformer_ema"))

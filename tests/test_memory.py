@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "bf16": {"precision": "bf16"},
     "recomputed": {"recompute_activations": True},
+    "recomputed in bf16": {"recompute_activations": True, "precision": "bf16"},
     "frozen": {"freeze": VISUAL},
     "8 bits": {**BF16},
     "lora": LORA,
@@ -103,6 +104,19 @@ def test_the_count_is_that_of_a_real_step(case: str) -> None:
     state.update(1e-3, 0)
     assert counted.optimizer == size_of(m for moments in state.optimizer.state.values() for m in moments.values())
     assert counted.average == size_of(state.average.values())
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_recomputing_keeps_no_casts_of_weights_either(recompute: bool) -> None:
+    """Autocast would hold every weight once more in bf16 until the forward pass ends: in many layers, most of it."""
+    stage = tiny.stage(recompute_activations=recompute, precision="bf16", batch_size=2)
+    model, batch = WorldActionTransformer(replace(CONFIG, layers=12)), noisy(stage)
+    text, first = tiny.TEXT.encode(["lift it"]), torch.zeros(2, dtype=torch.long)
+    with Ledger(model.parameters()) as ledger:
+        forward_losses(stage, model, ACTION_CENTERED, batch, text, first, first, torch.bfloat16)
+    casts = size_of(model.blocks.parameters()) // 2
+    print(ledger.most, casts)
+    assert (ledger.most > casts) == (not recompute)
 
 
 def test_counting_leaves_no_fake_behind() -> None:

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import tiny_official
 import torch
 
-from actwam.checkpoint import Checkpoint, save
+from actwam.checkpoint import Checkpoint, load, save
+from actwam.convert import import_model
 from actwam.data.loader import Window
 from actwam.data.transforms import FutureTransform
+from actwam.memory import Tokens, acting_need
 from actwam.model.text import HashedWords
 from actwam.policy import Policy
 from actwam.tokens import ACTION_CENTERED, ACTION_ONLY, BIDIRECTIONAL, JOINT, UNCOUPLED, VIDEO_FIRST
@@ -335,3 +338,17 @@ def test_the_need_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "saved" / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="no policy can be loaded"):
         Policy.need(tmp_path / "saved")
+
+
+def test_the_need_counts_the_latent_frames_of_the_codec(tmp_path: Path) -> None:
+    """Of 8 pictures a codec that joins 4 makes 2 latents; joint decoding denoises them beside the actions."""
+    source = tiny_official.pipeline(tmp_path / "official", "gwp05")
+    import_model(str(source), tmp_path / "imported", tiny_official.import_config(tmp_path))
+    checkpoint = load(tmp_path / "imported")
+    window = Window(action_horizon=8, future_offsets=tuple(range(1, 9)))
+    save(replace(checkpoint, table=JOINT, window=window), tmp_path / "joint")
+    height, width = tiny_official.PICTURE
+    tokens = Tokens(grid=(height // 16, width // 16), future_frames=2, actions=8)
+    counted = acting_need(checkpoint.model.config, JOINT, tokens, dtype=torch.float32, device=torch.device("cpu"))
+    # about: masks, which the model keeps between calls, are counted where they are made
+    assert Policy.need(tmp_path / "joint").activations == pytest.approx(counted.activations, rel=0.05)

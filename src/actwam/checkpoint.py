@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from actwam.data.embodiment import Embodiment
 from actwam.data.loader import Window
 from actwam.data.partial import partial_folder
 from actwam.data.transforms import FutureTransform, RobotTransform
@@ -149,6 +150,31 @@ def read_config(folder: Path) -> TransformerConfig:
         return TransformerConfig.from_json(_read_format(folder)["model"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'config.json'}: {type(error).__name__} {error}; it describes no model") from error
+
+
+def require_fitting(robots: Sequence[Embodiment], sizes: TransformerConfig, where: str) -> None:
+    """Raises ValueError, beginning with `where`, when a model of these sizes has no place for the robots."""
+    for robot in robots:
+        problem = f"{where}: embodiment {robot.name}"
+        if not 0 <= robot.index < sizes.embodiments:
+            raise ValueError(f"{problem} has index {robot.index}, the model {sizes.embodiments} embodiments")
+        for what, names in (("state", robot.state_names), ("action", robot.action_names)):
+            width = getattr(sizes, f"{what}_width")
+            if len(names) > width:
+                raise ValueError(f"{problem} has {len(names)} {what} dimensions, the model is {width} wide")
+        for other in robots:
+            widths = {(len(each.state_names), len(each.action_names)) for each in (robot, other)}
+            if other.index == robot.index and len(widths) > 1:
+                raise ValueError(f"{problem} and {other.name} have one index and other widths: give each its own index")
+
+
+def require_divisible(picture: tuple[int, int], side: int, sizes: TransformerConfig, where: str) -> None:
+    """Raises ValueError, beginning with `where`, when a picture (height, width) does not divide into whole tokens.
+    `side` is how many pixels of it make a latent one.
+    """
+    for what, pixels, patch in zip(("high", "wide"), picture, sizes.patch, strict=True):
+        if pixels % (side * patch):
+            raise ValueError(f"{where}: pictures {pixels} pixels {what} do not divide into tokens of {side * patch}")
 
 
 def latent_grid(folder: Path, height: int, width: int) -> tuple[tuple[int, int], int]:

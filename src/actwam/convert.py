@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actwam.checkpoint import Checkpoint, load, save
+import numpy as np
+
+from actwam.checkpoint import Checkpoint, load, require_divisible, require_fitting, save
 from actwam.data.embodiment import Embodiment, read_robot
 from actwam.data.loader import Window
 from actwam.data.normalize import Normalizer, NormStats
@@ -36,12 +38,14 @@ _COLUMNS = ("mean", "std", "min", "max", "q01", "q99")
 class ImportConfig:
     """What a folder of weights does not tell.
 
-    `codec` and `text`: a folder or Hub id with `vae/`, and with `text_encoder/` and `tokenizer/`; None takes those
-    beside the weights, or else Wan 2.2's own. `robots` and `norm_stats`: a YAML file of each robot that the weights
-    were trained on and its statistics; without them the checkpoint can be fine-tuned, but cannot act. `picture` is
-    the (height, width) of the composed picture. The rest is `read_official`'s.
+    `folder` is where in the source the weights are, such as `transformer_ema`; None finds them. `codec` and `text`: a
+    folder or Hub id with `vae/`, and with `text_encoder/` and `tokenizer/`; None takes those beside the weights, or
+    else Wan 2.2's own. `robots` and `norm_stats`: a YAML file of each robot that the weights were trained on and its
+    statistics; without them the checkpoint can be fine-tuned, but cannot act. `picture` is the (height, width) of the
+    composed picture. The rest is `read_official`'s.
     """
 
+    folder: str | None = None
     codec: str | None = None
     text: str | None = None
     robots: tuple[Path, ...] = ()
@@ -58,8 +62,8 @@ def import_model(source: str, out: Path, config: ImportConfig) -> Checkpoint:
     """Write the checkpoint `out`, which must not exist, from a local folder or a Hub id.
 
     Raises ValueError, one line, on weights that are missing, damaged, left over or contradicted by their config.json,
-    on a text encoder or codec of another width, on statistics that do not fit the robots, and on a Hub id that cannot
-    be reached. Nothing is left behind then.
+    on a text encoder or codec of another width, on robots, statistics or pictures that do not fit the model, and on a
+    Hub id that cannot be reached. Nothing is left behind then.
     """
     if out.exists():
         raise ValueError(f"{out}: exists already; choose another folder or delete this one")
@@ -67,13 +71,14 @@ def import_model(source: str, out: Path, config: ImportConfig) -> Checkpoint:
         raise ValueError(
             f"{len(config.robots)} robots and {len(config.norm_stats)} files of statistics: give one for each robot"
         )
-    folder = resolve(source, gwp.WEIGHT_FILES)
     robots = [read_robot(path) for path in config.robots]
-    text = UMT5.load(config.text or _beside(source, folder, "text_encoder"), tokens=gwp.TEXT_TOKENS)
-    autoencoder = resolve(config.codec or _beside(source, folder, "vae"), gwp.CODEC_FILES)
+    weight_files = gwp.WEIGHT_FILES if config.folder is None else (f"{config.folder}/*",)
+    fetched = resolve(source, (*weight_files, *gwp.BESIDE))
+    text = UMT5.load(config.text or _beside(source, fetched, "text_encoder"), tokens=gwp.TEXT_TOKENS)
+    autoencoder = resolve(config.codec or _beside(source, fetched, "vae"), gwp.CODEC_FILES)
     codec = WanCodec.load(autoencoder / "vae" if (autoencoder / "vae").is_dir() else autoencoder)
     official = read_official(
-        folder,
+        fetched / (config.folder or ""),
         text_tokens=gwp.TEXT_TOKENS,
         actions=config.actions,
         precision=config.precision,
@@ -88,6 +93,10 @@ def import_model(source: str, out: Path, config: ImportConfig) -> Checkpoint:
     ):
         if found != wanted:
             raise ValueError(f"{source}: the model reads a {what} of width {wanted}, the one given has {found}")
+    require_fitting(robots, sizes, source)
+    require_divisible(config.picture, codec.side, sizes, source)
+    if official.layout == "gwp0" and any(robot.index for robot in robots):
+        raise ValueError(f"{source}: the released GWP-0 acts as embodiment 0 for every robot: give robots index 0")
     checkpoint = Checkpoint(
         model=official.model,
         codec=codec,
@@ -109,25 +118,32 @@ def export_model(folder: Path, out: Path, *, pickled: bool = False) -> Official:
     """Write a checkpoint as `out/transformer`, `out/vae` and one file of statistics for each robot.
 
     `pickled`: a `.bin` instead of safetensors, for GWP's C++ converter. Raises ValueError on a model without official
-    counterpart. The folder appears whole or not at all.
+    counterpart, and on one that the official inference would run in another way. The folder appears whole or not at
+    all.
     """
     checkpoint = load(folder)
+    modes = {normalizer.mode for robot in checkpoint.robots for normalizer in (robot.state, robot.action)}
+    problems = {
+        f"its table is {checkpoint.table.name}": checkpoint.table is not ACTION_CENTERED,
+        "it sees the future as change from the present": checkpoint.future.scale is not None,
+        f"its codec is {checkpoint.codec.kind}": not isinstance(checkpoint.codec, WanCodec),
+        f"it normalises by {', '.join(sorted(modes))}": not modes <= {"quantile"},
+    }
+    if found := [problem for problem, holds in problems.items() if holds]:
+        raise ValueError(f"{folder}: the official inference would run this model in another way: {', '.join(found)}")
     with partial_folder(out) as partial:
         layout = write_official(checkpoint.model, partial, pickled=pickled)
-        if isinstance(checkpoint.codec, WanCodec):
-            checkpoint.codec.export(partial / "vae")
+        assert isinstance(checkpoint.codec, WanCodec)
+        checkpoint.codec.export(partial / "vae")
         for robot in checkpoint.robots:
             path = partial / f"norm_stats_{robot.embodiment.name}.json"
             path.write_text(json.dumps(_official_stats(robot), indent=2) + "\n", encoding="utf-8")
     return Official(checkpoint.model, layout)
 
 
-def _beside(source: str, folder: Path, part: str) -> str:
-    """Where `part` is: with the weights, or else in the model that they started from. `folder` is what was fetched of
-    `source`, and of a Hub id that is the weights alone.
-    """
-    with_weights = (folder / part).is_dir() or source == gwp.WAN
-    return source if with_weights else gwp.WAN
+def _beside(source: str, fetched: Path, part: str) -> str:
+    """Where `part` is: with the weights, or else in the model that they started from."""
+    return source if (fetched / part).is_dir() else gwp.WAN
 
 
 def _transform(robot: Embodiment, path: Path, sizes: TransformerConfig, picture: tuple[int, int]) -> RobotTransform:
@@ -154,6 +170,10 @@ def _stats(path: Path, key: str, columns: Any, names: Sequence[str]) -> NormStat
         if not isinstance(values, list) or len(values) < len(names):
             raise ValueError(f"{path}: {key}: {column} is {str(values)[:60]}, expected at least {len(names)} numbers")
         cut[column] = values[: len(names)]
+    for i in range(len(names)):
+        if cut["q99"][i] - cut["q01"][i] <= 1e-8:  # 2 (x - q01) / max(q99 - q01, 1e-8) - 1 is -1 there, officially
+            cut["min"][i] = cut["q01"][i]
+            cut["q99"][i] = cut["max"][i] = cut["q01"][i] + 2
     try:
         return NormStats.from_json(cut)
     except ValueError as error:
@@ -161,11 +181,18 @@ def _stats(path: Path, key: str, columns: Any, names: Sequence[str]) -> NormStat
 
 
 def _official_stats(robot: RobotTransform) -> Mapping[str, Any]:
-    """The statistics of a robot in the official form, padded with zeros."""
+    """The statistics of a robot in the official form, padded with zeros.
+
+    What stands still is 0 to the model here; a range of 2 around it makes it 0 there.
+    """
 
     def columns(normalizer: Normalizer, width: int) -> dict[str, list[float]]:
         stats = normalizer.stats
-        return {name: [*getattr(stats, name), *[0.0] * (width - len(stats.names))] for name in _COLUMNS}
+        found = {name: [*getattr(stats, name), *[0.0] * (width - len(stats.names))] for name in _COLUMNS}
+        for i in np.flatnonzero(normalizer.still):
+            for name, offset in (("min", -1), ("q01", -1), ("q99", 1), ("max", 1)):
+                found[name][i] = stats.min[i] + offset
+        return found
 
     parts = {_STATE: columns(robot.state, robot.state_width), _ACTION: columns(robot.action, robot.action_width)}
     return {"norm_stats": parts}

@@ -41,9 +41,8 @@ def compare(folder: Path, *, device: str = "cpu") -> dict[str, float]:
     found: dict[str, float] = {}
     try:
         for case in cases:
-            moved = {
-                key.removeprefix(f"{case}/"): tensor.to(device) for key, tensor in golden.items() if f"{case}/" in key
-            }
+            own = {key: tensor for key, tensor in golden.items() if key.startswith(f"{case}/")}
+            moved = {key.removeprefix(f"{case}/"): tensor.to(device) for key, tensor in own.items()}
             found |= {f"{case}/{name}": value for name, value in _compare_case(official, moved).items()}
     except KeyError as error:
         raise ValueError(f"{folder / 'golden.safetensors'}: has no tensor {error}") from error

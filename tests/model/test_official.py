@@ -83,10 +83,24 @@ def test_shards(name: str, tmp_path: Path) -> None:
     assert same(read(folder), read(FIXTURES / name))
 
 
+def test_a_bin_in_shards(tmp_path: Path) -> None:
+    """As diffusers saves more than 10 GB where it was told not to use safetensors."""
+    folder, places = write(tmp_path / "transformer", "gwp0"), {}
+    tensors = official_tensors("gwp0")
+    for i in range(2):
+        some = dict(list(tensors.items())[i::2])
+        torch.save(some, folder / f"{STEM}-{i + 1:05d}-of-00002.bin")
+        places |= dict.fromkeys(some, f"{STEM}-{i + 1:05d}-of-00002.bin")
+    (folder / f"{STEM}.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    assert same(read(folder), read(FIXTURES / "gwp0"))
+    with pytest.raises(ValueError, match="is a pickle"):
+        read(folder, pickled=False)
+
+
 def test_two_candidates_are_no_choice(tmp_path: Path) -> None:
     for place in ("transformer", "transformer_ema"):
         write(tmp_path / place, "gwp0", official_tensors("gwp0"))
-    with pytest.raises(ValueError, match="holds transformer and transformer_ema: give one of them"):
+    with pytest.raises(ValueError, match="holds transformer and transformer_ema: choose one"):
         read(tmp_path)
     assert read(tmp_path / "transformer_ema").layout == "gwp0"
 

@@ -274,6 +274,7 @@ def test_a_stopped_run_continues_bit_for_bit(start: Callable[..., Path], case: s
     whole = kept(start(stage, "whole"))
     with pytest.raises(InterruptedError):
         start(stage, "cut", stop=3)
+    torch.manual_seed(99)  # a new process has its global generator elsewhere
     folder = start(stage, "cut")
     assert not changed(whole, kept(folder))
     assert Policy.load(folder).act(tiny.observation()).actions.shape == (tiny.HORIZON, 3)
@@ -314,6 +315,25 @@ def test_small_updates_of_bf16_weights_add_up() -> None:
         model.weight.sum().backward()
         state.update(1e-3, step)
     assert float(model.weight.detach().float().mean()) == pytest.approx(1 - 20e-3, abs=2e-3)
+
+
+def rounded(seed: int) -> Tensor:
+    """Weights of 1 after one step that is too small for bf16, so that each is rounded up or down by chance."""
+    model = torch.nn.Linear(64, 64, bias=False).to(torch.bfloat16)
+    torch.nn.init.ones_(model.weight)
+    state = TrainState.start(model, tiny.stage(**{**BF16, "weight_decay": 0.0}))
+    model.weight.sum().backward()
+    state.update(1e-3, seed)
+    return model.weight.detach()
+
+
+def test_the_seed_of_a_step_alone_decides_what_is_rounded_up() -> None:
+    torch.manual_seed(0)
+    first, other = rounded(3), rounded(4)
+    torch.manual_seed(99)
+    assert torch.equal(first, rounded(3))
+    assert not torch.equal(first, other)
+    assert 0 < int((first < 1).sum()) < first.numel()
 
 
 def test_an_optimizer_step_leaves_the_global_generator_alone() -> None:

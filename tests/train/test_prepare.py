@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,17 @@ from actwam import checkpoint as checkpoint_module
 from actwam.checkpoint import save
 from actwam.data.dataset import LeRobotDataset
 from actwam.data.loader import Window
-from actwam.data.transforms import FutureTransform, layout_of, t_layout
+from actwam.data.transforms import FutureTransform, ViewLayout, layout_of, t_layout
 from actwam.data.writer import DatasetWriter
 from actwam.model.text import HashedWords
 from actwam.train import prepare
 from actwam.train.config import CodecConfig, SourceConfig
 from actwam.train.prepare import fit_codec, fit_robots, initial, mixture, open_datasets, require_finite
 from actwam.types import Mode
+
+WINDOW = Window(action_horizon=tiny.HORIZON, future_offsets=(1, 2, 3, 4))
+SHORTER = replace(tiny.LAYOUT, slots=tuple(replace(slot, height=slot.height - 4) for slot in tiny.LAYOUT.slots))
+"""The same picture with less high views."""
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -191,6 +195,47 @@ def test_a_swapped_camera_is_encoded_anew(folders: dict[str, Path], tmp_path: Pa
     assert np.abs(pair[0].array[:, :, :, 1:].astype(float) - pair[1].array[:, :, :, 1:]).max() > 0.1
 
 
+@pytest.mark.parametrize("layout", [replace(tiny.LAYOUT, resample="bilinear"), SHORTER], ids=["resample", "slot"])
+def test_another_layout_is_encoded_anew(folders: dict[str, Path], tmp_path: Path, layout: ViewLayout) -> None:
+    dataset, robot = LeRobotDataset.open(folders["squares"]), tiny.transform(tiny.robot())
+    first, other = (
+        prepare.encode_dataset(dataset, tiny.checkpoint(robots=(replace(robot, layout=each),)), tmp_path, silent)
+        for each in (tiny.LAYOUT, layout)
+    )
+    assert first.folder != other.folder
+    assert np.abs(first.array.astype(float) - other.array).max() > 0.1
+
+
+@dataclass(frozen=True)
+class TravellingCodec(tiny.PairCodec):
+    """Is said to be on any device, while its numbers stay here; `log` holds where it was sent and where it encoded."""
+
+    device: torch.device
+    log: list[tuple[str, str]]
+
+    def to(self, device: torch.device) -> TravellingCodec:
+        self.log.append(("to", device.type))
+        return replace(self, device=device)
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        self.log.append(("encode", self.device.type))
+        return super().encode(video)
+
+
+def test_pictures_are_encoded_on_the_device_which_the_codec_then_leaves(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    codec = TravellingCodec(tiny.codec(), torch.device("cpu"), [])
+    checkpoint = tiny.checkpoint(codec=codec, window=WINDOW)
+    datasets = {"squares": LeRobotDataset.open(folders["squares"])}
+    mixture(tiny.stage(), checkpoint, datasets, tmp_path, silent, torch.device("cuda"))
+    assert {where for what, where in codec.log if what == "encode"} == {"cuda"}
+    assert codec.log[-1] == ("to", "cpu")
+    codec.log.clear()
+    mixture(tiny.stage(), checkpoint, datasets, tmp_path, silent, torch.device("cuda"))
+    assert not any(what == "encode" for what, _ in codec.log)
+
+
 def test_the_first_weights_follow_the_seed(folders: dict[str, Path], tmp_path: Path) -> None:
     recipes = (tiny.recipe(tiny.stage(seed=seed)) for seed in (0, 0, 1))
     made = [initial(recipe, open_datasets(recipe, folders), tmp_path / "cache", silent) for recipe in recipes]
@@ -210,9 +255,6 @@ def test_the_scale_of_change_is_fitted_when_the_recipe_asks(folders: dict[str, P
     prepare.require_recipe(checkpoint, recipe, tmp_path)
     future = mixture(recipe.stages[0], checkpoint, datasets, tmp_path, silent).batch(0).latents[:, :, 1:]
     assert 0.3 < float(future.std()) < 3
-
-
-WINDOW = Window(action_horizon=tiny.HORIZON, future_offsets=(1, 2, 3, 4))
 
 
 def saved(folder: Path, **changes: Any) -> Path:

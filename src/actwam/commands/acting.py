@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from actwam.commands.options import Json, Scene
+from actwam.commands.options import Json, Precision, Scene
 from actwam.console import print_numbers, progress_bars
 
 if TYPE_CHECKING:
     from actwam.policy import Policy
 
 
-def load_policy(folder: Path, device: str, robot: str | None = None) -> Policy:
+def load_policy(folder: Path, device: str, precision: Precision, robot: str | None = None) -> Policy:
     """The policy in a folder, for its only robot or the one of this name.
 
     Raises ValueError, before anything is allocated, when it does not fit into memory.
@@ -24,8 +24,8 @@ def load_policy(folder: Path, device: str, robot: str | None = None) -> Policy:
     from actwam.memory import require
     from actwam.policy import Policy
 
-    require(Policy.need(folder, device=device), torch.device(device))
-    return Policy.load(folder, robot=robot, device=device)
+    require(Policy.need(folder, device=device, precision=precision), torch.device(device))
+    return Policy.load(folder, robot=robot, device=device, precision=precision)
 
 
 def evaluate(
@@ -42,6 +42,7 @@ def evaluate(
     videos: int = 0,
     workers: int | None = None,
     device: str = "cpu",
+    precision: Precision = "auto",
     as_json: Json = False,
 ) -> int:
     """Run a policy in closed loop in MetaWorld and report its success rate with Wilson 95 % intervals.
@@ -59,12 +60,13 @@ def evaluate(
         videos: Episodes of every task to record.
         workers: Processes; one per core if not given.
         device: Where the policy runs.
+        precision: What the model computes in; auto is what its weights are stored in.
         as_json: Print the scores as JSON.
     """
     from actwam.sim.results import evaluate as score
     from actwam.sim.rollout import rollout
 
-    loaded = load_policy(policy, device)
+    loaded = load_policy(policy, device, precision)
     with progress_bars() as report:
         results = rollout(
             loaded,
@@ -94,6 +96,7 @@ def imagine(
     windows: int = 64,
     seed: int = 0,
     device: str = "cpu",
+    precision: Precision = "auto",
     as_json: Json = False,
 ) -> int:
     """Imagine the future of recorded moments under their real actions, and compare it with what happened.
@@ -105,13 +108,14 @@ def imagine(
         windows: Moments to imagine from, spread evenly over the dataset.
         seed: Draws the noise that the future is denoised from.
         device: Where the model runs.
+        precision: What it computes in; auto is what its weights are stored in.
         as_json: Print PSNR and SSIM as JSON.
     """
     from actwam.data.dataset import LeRobotDataset
     from actwam.world.imagine import imagine_dataset
 
     held_out = LeRobotDataset.open(dataset)
-    loaded = load_policy(policy, device, held_out.robot_type)
+    loaded = load_policy(policy, device, precision, held_out.robot_type)
     result = imagine_dataset(loaded, held_out, windows=windows, seed=seed, out=out)
     print_numbers(result.to_json(), as_json=as_json)
     return 0
@@ -124,6 +128,7 @@ def latency(
     repeats: int = 50,
     warmup: int = 5,
     device: str = "cpu",
+    precision: Precision = "auto",
     as_json: Json = False,
 ) -> int:
     """Time action-only against joint decoding of the same weights, in milliseconds a call.
@@ -134,6 +139,7 @@ def latency(
         repeats: Timed calls of each.
         warmup: Calls before them.
         device: Where the model runs.
+        precision: What it computes in; auto is what its weights are stored in.
         as_json: Print the percentiles as JSON.
     """
     from actwam.bench.latency import measure_latency
@@ -141,7 +147,7 @@ def latency(
     from actwam.world.imagine import observation_at
 
     recorded = LeRobotDataset.open(dataset)
-    loaded = load_policy(policy, device, recorded.robot_type)
+    loaded = load_policy(policy, device, precision, recorded.robot_type)
     observation = observation_at(recorded, loaded.robot, 0, 0)
     cases = measure_latency(loaded, observation, repeats=repeats, warmup=warmup)
     print_numbers({name: case.to_json() for name, case in cases.items()}, as_json=as_json)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from actwam.commands.options import Json
+from actwam.commands.options import Json, Precision
 from actwam.console import print_numbers, progress_bars, stderr
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def memory(
     robots: tuple[Path, ...] = (),
     options: dict[str, str] | None = None,
     device: str = "cpu",
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    precision: Precision = "auto",
     as_json: Json = False,
 ) -> int:
     """Say what training a recipe or acting with a checkpoint needs in memory. Nothing large is allocated.

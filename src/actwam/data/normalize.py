@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 NormMode = Literal["quantile", "mean_std", "min_max"]
@@ -142,6 +142,11 @@ class Normalizer:
             raise ValueError(f"normaliser: entries {sorted(data)}, expected mode, constant and stats")
         _require_known(data["mode"], data["constant"])
         return cls(stats=NormStats.from_json(data["stats"]), mode=data["mode"], constant=data["constant"])
+
+    @property
+    def still(self) -> Bool[np.ndarray, "D"]:
+        """True for the dimensions that never moved, which are held at their constant."""
+        return self._affine[2] == 0
 
     @cached_property
     def _affine(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

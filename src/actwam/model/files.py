@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle  # for the name of an exception
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,14 +55,17 @@ def read_tensors(folder: Path, stem: str = STEM, *, pickled: bool = False) -> di
     the index promises and no shard has, a damaged file, and a `.bin` with more in it than tensors.
     """
     whole, index, pickle_file = (folder / f"{stem}{end}" for end in (".safetensors", ".safetensors.index.json", ".bin"))
+    pickle_index = folder / f"{stem}.bin.index.json"
     if index.is_file():
-        return _read_shards(index)
+        return _read_shards(index, read_safetensors)
     if whole.is_file():
         return read_safetensors(whole)
-    if pickle_file.is_file() and pickled:
-        return _read_pickled(pickle_file)
-    if pickle_file.is_file():
+    if (pickle_index.is_file() or pickle_file.is_file()) and not pickled:
         raise ValueError(f"{pickle_file}: is a pickle, which only `actwam import` opens; convert it to safetensors")
+    if pickle_index.is_file():
+        return _read_shards(pickle_index, _read_pickled)
+    if pickle_file.is_file():
+        return _read_pickled(pickle_file)
     if list(folder.glob(f"{stem}-*")):
         raise ValueError(f"{index}: missing, so nothing says which tensors the shards must hold; {_COPY}")
     raise ValueError(f"{folder}: no weights here: neither {whole.name}, {index.name} nor {pickle_file.name}")
@@ -88,7 +91,7 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: Path, *, pickled: bool 
         save_file(dict(tensors), folder / f"{STEM}.safetensors", metadata={"format": "pt"})
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
         raise ValueError(f"{index}: has no weight_map from tensors to files; {_COPY}")
@@ -96,7 +99,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     for shard in sorted(set(places.values())):
         if Path(shard).name != shard:
             raise ValueError(f"{index}: shard {shard!r} leaves the folder; do not trust it")
-        tensors |= read_safetensors(index.with_name(shard))
+        tensors |= read(index.with_name(shard))
     wrong = sorted(set(places) ^ set(tensors))
     if wrong:
         raise ValueError(f"{index}: index and shards disagree about {', '.join(wrong)}; {_COPY}")

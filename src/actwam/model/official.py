@@ -75,9 +75,8 @@ def find_transformer(folder: Path) -> Path:
     found = [place for place in (folder, folder / "transformer", folder / "transformer_ema")
              if (place / "config.json").is_file()]  # fmt: skip
     if len(found) != 1:
-        what = (
-            f"holds {' and '.join(place.name for place in found)}: give one of them" if found else "has no config.json"
-        )
+        names = " and ".join(place.name for place in found)
+        what = f"holds {names}: choose one with --folder" if found else "has no config.json"
         raise ValueError(f"{folder}: {what}")
     return found[0]
 
@@ -86,9 +85,8 @@ def warm_start(
     config: TransformerConfig, visual: Mapping[str, Tensor], *, time_projection: TimeProjection, seed: int
 ) -> WorldActionTransformer:
     """A model whose visual expert is `visual`, and whose action side is new. Its dtype is that of `visual`."""
-    torch.manual_seed(seed)
     dtype = next(iter(visual.values())).dtype
-    tensors = {name: tensor.to(dtype) for name, tensor in _action_side(config).items()} | dict(visual)
+    tensors = {name: tensor.to(dtype) for name, tensor in _action_side(config, seed).items()} | dict(visual)
     with torch.device("meta"):
         model = WorldActionTransformer(config)
     own = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -155,7 +153,9 @@ def _dtype(tensors: Mapping[str, Tensor], precision: Precision) -> torch.dtype:
     return torch.bfloat16 if found == {torch.bfloat16} else torch.float32
 
 
-def _action_side(config: TransformerConfig) -> dict[str, Tensor]:
+def _action_side(config: TransformerConfig, seed: int) -> dict[str, Tensor]:
     """Projectors as a new model has them, drawn without the blocks, which are the rest of it."""
-    drawn = WorldActionTransformer(replace(config, layers=0)).state_dict()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        drawn = WorldActionTransformer(replace(config, layers=0)).state_dict()
     return {name: tensor for name, tensor in drawn.items() if name.startswith(weights.ACTION_PARTS)}

@@ -98,8 +98,14 @@ class UMT5:
 
 
 def clean(instruction: str) -> str:
-    """As Wan cleans a prompt: HTML entities resolved, twice escaped ones too, and one space for any white space."""
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(instruction))).strip()
+    """As Wan cleans a prompt: broken and curly characters mended, HTML entities resolved, twice escaped ones too, and
+    one space for any white space.
+    """
+    try:
+        from ftfy import fix_text
+    except ImportError as error:
+        raise ValueError('UMT5 needs ftfy: pip install "actwam[wan]"') from error
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(fix_text(instruction)))).strip()
 
 
 def cache_folder() -> Path:

@@ -13,7 +13,8 @@ import hashlib
 import inspect
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -69,12 +70,19 @@ class WanCodec:
         if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.bfloat16, torch.float16}:
             names = ", ".join(sorted(str(dtype) for dtype in dtypes))
             raise ValueError(f"{source}: tensors of {names}; all must be of one floating type: convert them")
+        for name, values in (("center", autoencoder.config.latents_mean), ("spread", autoencoder.config.latents_std)):
+            autoencoder.register_buffer(name, torch.tensor(values).view(-1, 1, 1, 1), persistent=False)
         autoencoder.requires_grad_(False).eval()
         return cls(dict(config), autoencoder, _fold(autoencoder.encoder))
 
     @property
     def time_stride(self) -> int:
         return self.autoencoder.config.scale_factor_temporal
+
+    @property
+    def side(self) -> int:
+        """Pixels along a side that make a latent one."""
+        return self.autoencoder.config.scale_factor_spatial
 
     @property
     def latent_channels(self) -> int:
@@ -93,20 +101,20 @@ class WanCodec:
         pixels = rearrange(video.to(weight.device), "b t h w c -> b c t h w") / 127.5 - 1
         pixels = pixels.to(weight.dtype)
         if T == 1:
-            codes = self.autoencoder.quant_conv(self.pictures(_patchify(pixels, self.autoencoder.config.patch_size)))
-            mode = codes.chunk(2, dim=1)[0]
+            with _exact_convolutions():
+                patches = _patchify(pixels, self.autoencoder.config.patch_size)
+                mode = self.autoencoder.quant_conv(self.pictures(patches)).chunk(2, dim=1)[0]
         else:
-            with _ONE_CLIP_AT_A_TIME:
+            with _ONE_CLIP_AT_A_TIME, _exact_convolutions():
                 mode = self.autoencoder.encode(pixels).latent_dist.mode()
-        mean, std = self._statistics
-        return (mode.float() - mean) / std
+        return (mode.float() - self.autoencoder.center) / self.autoencoder.spread
 
     def decode(self, latents: Float[Tensor, "B Z F h w"]) -> UInt8[Tensor, "B T H W 3"]:
         """Pictures. The latent of the clip's first frame must come first; F latents are 1 + (F-1) * time_stride."""
         weight = self.autoencoder.quant_conv.weight
-        mean, std = self._statistics
-        codes = (latents.to(weight.device) * std + mean).to(weight.dtype)
-        with _ONE_CLIP_AT_A_TIME:
+        codes = latents.to(weight.device) * self.autoencoder.spread + self.autoencoder.center
+        codes = codes.to(weight.dtype)
+        with _ONE_CLIP_AT_A_TIME, _exact_convolutions():
             pixels = self.autoencoder.decode(codes).sample
         pictures = rearrange(pixels.float(), "b c t h w -> b t h w c")
         return ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -139,12 +147,6 @@ class WanCodec:
             write_tensors(tensors, folder)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{folder}: the codec could not be written: {error}") from error
-
-    @property
-    def _statistics(self) -> tuple[Float[Tensor, "Z 1 1 1"], Float[Tensor, "Z 1 1 1"]]:
-        config, device = self.autoencoder.config, self.autoencoder.quant_conv.weight.device
-        mean, std = (torch.tensor(x, device=device) for x in (config.latents_mean, config.latents_std))
-        return mean.view(-1, 1, 1, 1), std.view(-1, 1, 1, 1)
 
     @cached_property
     def _digest(self) -> str:
@@ -190,6 +192,19 @@ def _fold(encoder: nn.Module) -> nn.Module:
 def _patchify(pixels: Float[Tensor, "B C 1 H W"], patch: int | None) -> Float[Tensor, "B Cpp 1 h w"]:
     """Squares of pixels as channels, in diffusers' order."""
     return rearrange(pixels, "b c t (h q) (w p) -> b (c p q) t h w", p=patch or 1, q=patch or 1)
+
+
+@contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """float32 products in float32. cuDNN would round their factors to TF32, and cached latents would be those of one
+    machine.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _build(config: Mapping[str, Any], source: Path | str) -> Any:

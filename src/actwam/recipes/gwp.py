@@ -31,6 +31,8 @@ from actwam.types import Group, Mode
 WAN = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 """The codec and the text encoder of both models, and the weights that they started from."""
 WEIGHT_FILES = ("config.json", "diffusion_pytorch_model*", "transformer*/*")
+BESIDE = ("vae/*", "text_encoder/config.json")
+"""What tells whether a repository has a codec and a text encoder of its own."""
 CODEC_FILES = ("vae/*", "config.json", "diffusion_pytorch_model*")
 
 PICTURE = (384, 320)
@@ -94,6 +96,7 @@ TRAINING: Mapping[tuple[int, Values], Training] = {
         steps=30_000,
         batch_size=16,
         learning_rate=6e-5,
+        final_learning_rate=6e-5,
     ),
     (2, "released"): replace(_RELEASED, objective=_INDEPENDENT),
 }
@@ -101,10 +104,10 @@ TRAINING: Mapping[tuple[int, Values], Training] = {
 
 The paper of GWP-0 (arXiv 2603.17240) gives AdamW, batch 256, a learning rate from 1e-4 to 1e-6, action to video 5:1, 48
 actions, every 12th frame, noise levels drawn evenly. The report of 0.5 (arXiv 2607.13960) gives 6e-5, batch 16, 30,000
-steps, and independent noise levels, whose shifts 5 and 2 stand in its code. Neither gives betas, clipping or moving
-average: those are ours. The released trainers use CAME8Bit, which under their ZeRO-2 launch is AdamW-like (flat
-partitions are never factored); here it is AdamW with their rate, decay, betas and moving average. They also round noise
-levels to thousandths, which is left out.
+steps, and independent noise levels, whose shifts 5 and 2 stand in its code; loss weights are GWP-0's. Neither gives
+betas, clipping, moving average or warm-up: those are ours, as are the 50,000 steps of GWP-0. The released trainers use
+CAME8Bit, which under their ZeRO-2 launch is AdamW-like (flat partitions are never factored); here it is AdamW with
+their rate, decay, betas and moving average. They also round noise levels to thousandths, which is left out.
 """
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from actwam.checkpoint import require_fitting
 from actwam.data.embodiment import Embodiment
 from actwam.data.loader import Window
 from actwam.data.transforms import ViewLayout
@@ -179,17 +180,12 @@ class Recipe:
             )
         if len({robot.name for robot in self.robots}) < len(self.robots):
             raise ValueError(f"recipe {self.name}: two robots are called {[robot.name for robot in self.robots]}")
+        require_fitting(self.robots, self.model, f"recipe {self.name}")
         for robot, layout in zip(self.robots, self.layouts, strict=True):
             problem = f"recipe {self.name}: embodiment {robot.name}"
             slots = {slot.name for slot in layout.slots}
             if slots != set(robot.cameras):
                 raise ValueError(f"{problem} fills slots {sorted(robot.cameras)}, its layout has {sorted(slots)}")
-            if not 0 <= robot.index < self.model.embodiments:
-                raise ValueError(f"{problem} has index {robot.index}, the model {self.model.embodiments} embodiments")
-            for what, names in (("state", robot.state_names), ("action", robot.action_names)):
-                width = getattr(self.model, f"{what}_width")
-                if len(names) > width:
-                    raise ValueError(f"{problem} has {len(names)} {what} dimensions, the model is {width} wide")
 
     def robot(self, robot_type: str) -> Embodiment:
         """The robot that a dataset was recorded on. Raises ValueError listing the robots of this recipe."""

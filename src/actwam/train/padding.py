@@ -1,4 +1,4 @@
-"""Weights that noise in padded action dimensions has trained, made deaf and mute to padding."""
+"""Projectors of official weights, before robots that those never saw are trained on them."""
 
 from __future__ import annotations
 
@@ -31,3 +31,15 @@ def silence_padding(model: WorldActionTransformer, robots: Sequence[Embodiment])
             model.state_encoder.first.weight[index, state:] = 0
         model.action_decoder.last.weight[index, :, action:] = 0
         model.action_decoder.last.bias[index, action:] = 0
+
+
+@torch.no_grad()
+def share_first_embodiment(model: WorldActionTransformer, robots: Sequence[Embodiment]) -> None:
+    """Let every robot begin with the projectors of embodiment 0, in place.
+
+    The released GWP-0 trained and acts as embodiment 0 whatever robot it is given; its other rows are as they were
+    drawn.
+    """
+    for layer in (model.action_encoder.first, model.action_decoder.last):
+        for robot in robots:
+            layer.weight[robot.index], layer.bias[robot.index] = layer.weight[0], layer.bias[0]

@@ -16,9 +16,10 @@ from actwam.data.latents import Latents, cache_latents
 from actwam.data.loader import Mixture, Source, action_chunks, require_lengths
 from actwam.data.transforms import FutureTransform, RobotTransform, fit_normalizers
 from actwam.model.codec import PatchPCACodec
+from actwam.model.text import TextEncoder
 from actwam.model.transformer import WorldActionTransformer
 from actwam.train.config import CodecConfig, Recipe, StageConfig
-from actwam.train.padding import silence_padding
+from actwam.train.padding import share_first_embodiment, silence_padding
 from actwam.types import Mode
 
 CPU = torch.device("cpu")
@@ -198,6 +199,8 @@ def _started(recipe: Recipe, folder: Path, robots: tuple[RobotTransform, ...]) -
     if other:
         raise ValueError(f"{folder}: does not fit recipe {recipe.name}: {'; '.join(other)}; change one of them")
     start.model.config = recipe.model
+    if start.trained.get("imported") == "gwp0":
+        share_first_embodiment(start.model, recipe.robots)
     return replace(
         start,
         table=recipe.table,
@@ -242,10 +245,12 @@ def encode_dataset(
 ) -> Latents:
     """The latents of a dataset, from `cache` or encoded once on `device`; keyed by dataset, codec, layout and cameras.
 
-    Raises ValueError, before anything is encoded, when an episode is too short for the window.
+    Raises ValueError, before anything is encoded, when an episode is too short for the window, or its instruction empty
+    or too long.
     """
     robot, stride = _robot_of(checkpoint.robots, dataset), checkpoint.codec.time_stride
     require_lengths(dataset, checkpoint.window, stride)
+    _embed_instructions(dataset, checkpoint.text)
 
     def encode(pictures: UInt8[np.ndarray, "B T H W 3"]) -> Float32[np.ndarray, "B Z F h w"]:
         return checkpoint.codec.to(device).encode(torch.from_numpy(pictures)).cpu().numpy()
@@ -264,6 +269,19 @@ def encode_dataset(
     )
     checkpoint.codec.to(CPU)  # training needs the memory of the device for itself
     return latents
+
+
+def _embed_instructions(dataset: LeRobotDataset, text: TextEncoder) -> None:
+    """Embed every instruction now: none fails in the middle of training then, nor is a large encoder loaded there.
+
+    Raises ValueError naming the first episode of an instruction that is empty or too long.
+    """
+    episodes = {episode.instruction: episode.index for episode in reversed(dataset.episodes)}
+    for instruction, episode in episodes.items():
+        try:
+            text.encode([instruction])
+        except ValueError as error:
+            raise ValueError(f"{dataset.folder}: episode {episode}: {error}") from error
 
 
 def _robot_of(robots: Sequence[RobotTransform], dataset: LeRobotDataset) -> RobotTransform:
