@@ -28,7 +28,7 @@ def test_an_instruction_that_cannot_be_read_is_found_before_anything_is_encoded(
 
 
 def test_robots_of_one_index_need_equal_widths() -> None:
-    narrow = tiny.robot(1, index=0)
+    narrow = replace(tiny.robot(1), index=0)
     with pytest.raises(ValueError, match="have one index and other widths: give each its own index"):
         tiny.recipe(robots=(tiny.robot(0), narrow), layouts=(tiny.LAYOUT,) * 2)
     tiny.recipe(robots=(tiny.robot(0), replace(tiny.robot(0), name="twin")), layouts=(tiny.LAYOUT,) * 2)
