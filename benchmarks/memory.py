@@ -2,9 +2,10 @@
 
     python benchmarks/memory.py [OUT.json]
 
-The first table trains a model of 130 million parameters for two steps on the CPU, each case in a process of its own,
-and compares the growth of its peak resident memory with `training_need`. The second is estimates alone, for one GPU:
-GWP-0 and GWP-0.5 with one future latent frame of 24 x 20 and 48 actions. Figures are GB of 1e9 bytes. Some minutes.
+The first table trains a model of 130 million parameters for two steps on the CPU and makes the weights that a
+checkpoint holds, each case in a process of its own, and compares the growth of its peak resident memory with
+`training_need`. The second is estimates alone, for one GPU: GWP-0 and GWP-0.5 with one future latent frame of 24 x 20
+and 48 actions. Figures are GB of 1e9 bytes. Some minutes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from actwam.objective import add_noise
 from actwam.provenance import provenance
 from actwam.recipes import gwp
 from actwam.tokens import ACTION_CENTERED
-from actwam.train.adapt import adapt
+from actwam.train.adapt import adapt, published
 from actwam.train.config import Lora, SourceConfig, StageConfig
 from actwam.train.memory import training_need
 from actwam.train.state import TrainState
@@ -79,7 +80,7 @@ ESTIMATED: dict[str, dict[str, Any]] = {
 
 
 def peak(name: str) -> int:
-    """Bytes by which the peak of this process grows while it builds a model and trains it for two steps."""
+    """Bytes by which the peak of this process grows while it builds, trains for two steps, and publishes a model."""
     stage = replace(STAGE, **MEASURED[name])
     if stage.lora:
         import peft  # noqa: F401
@@ -106,6 +107,7 @@ def peak(name: str) -> int:
         forward_losses(stage, model, ACTION_CENTERED, noisy, text, rows, batch.embodiment, None)["loss"].backward()
         state.update(1e-4, step)
         state.update_average(step, stage.ema_decay)
+    published(model, state.average)
     return _status("VmHWM:") - before
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,17 @@ import pytest
 import tiny
 import torch
 
+from actwam import checkpoint as checkpoints
 from actwam import memory
-from actwam.checkpoint import save
-from actwam.memory import Ledger, Need, Tokens, acting_need, available, require, size_of
+from actwam.checkpoint import Checkpoint, save
+from actwam.memory import Encoding, Ledger, Need, Tokens, acting_need, available, device_of, encoding, require, size_of
+from actwam.model.codec import read_codec
+from actwam.model.files import read_json, read_tensors
 from actwam.model.transformer import WorldActionTransformer
+from actwam.model.wan import WanCodec
 from actwam.objective import NoisyBatch, add_noise
 from actwam.tokens import ACTION_CENTERED, JOINT
-from actwam.train.adapt import adapt
+from actwam.train.adapt import adapt, published
 from actwam.train.config import Lora, SourceConfig, StageConfig
 from actwam.train.loop import Run, train
 from actwam.train.memory import latent_grid, training_need
@@ -29,6 +33,7 @@ from actwam.types import Batch, Group, Mode
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CONFIG = tiny.config("two", layers=3, head_width=64, heads=2)
 TOKENS = Tokens(grid=(2, 4), future_frames=2, actions=tiny.HORIZON)
+VAE = Path(__file__).parent / "fixtures" / "gwp0" / "vae"
 VISUAL = (Group.HISTORY, Group.OBSERVATION, Group.FUTURE)
 BF16: dict[str, Any] = {"weights": "bf16", "optimizer": "adamw8bit", "ema_decay": None, "precision": "bf16"}
 LORA: dict[str, Any] = {"lora": Lora(rank=2, alpha=2.0), "precision": "bf16", "frozen_weights": "bf16"}
@@ -115,7 +120,6 @@ def test_recomputing_keeps_no_casts_of_weights_either(recompute: bool) -> None:
     with Ledger(model.parameters()) as ledger:
         forward_losses(stage, model, ACTION_CENTERED, batch, text, first, first, torch.bfloat16)
     casts = size_of(model.blocks.parameters()) // 2
-    print(ledger.most, casts)
     assert (ledger.most > casts) == (not recompute)
 
 
@@ -198,15 +202,123 @@ def test_training_is_refused_before_anything_is_made(tmp_path: Path, monkeypatch
 
 
 def test_acting_needs_the_weights_and_little_else() -> None:
-    low = acting_need(CONFIG, ACTION_CENTERED, TOKENS, dtype=torch.bfloat16, device=CUDA, codec=1000, text=10)
+    made = Encoding(grid=TOKENS.grid, time_stride=1, weights=1000, activations=10**9)
+    low = acting_need(CONFIG, ACTION_CENTERED, TOKENS, dtype=torch.bfloat16, device=CUDA, codec=made)
     full = acting_need(CONFIG, ACTION_CENTERED, TOKENS, dtype=torch.float32, device=CPU)
     many = acting_need(CONFIG, ACTION_CENTERED, TOKENS, dtype=torch.float32, device=CPU, batch=4)
     joint = acting_need(CONFIG, JOINT, TOKENS, dtype=torch.float32, device=CPU)
     assert full.weights == 2 * low.weights == size_of(WorldActionTransformer(CONFIG).parameters())
     assert many.activations > 3 * full.activations
     assert joint.activations > full.activations  # the future is denoised too
-    assert low.parts().keys() >= {"codec", "text encoder", "reserve"}
+    assert low.parts().keys() == {"weights", "activations", "codec", "reserve"}
+    assert low.activations < low.at_once == made.activations  # one after the other
+    assert low.codec == made.weights
     assert full.optimizer == full.gradients == full.average == 0
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_instructions_are_counted_as_what_keeps_them(batch: int) -> None:
+    """Keys and values, and not the keys before their norm."""
+    kept = acting_need(CONFIG, ACTION_CENTERED, TOKENS, dtype=torch.float32, device=CPU, batch=batch, instructions=5)
+    model = WorldActionTransformer(CONFIG)
+    with torch.inference_mode(), Ledger(model.parameters()) as ledger:
+        texts = [model.text_context(tiny.TEXT.encode([word])) for word in "abcde"]
+    pairs = [tensor for text in texts for layer in text.layers for pair in layer for tensor in pair]
+    assert kept.instructions == size_of(pairs) == ledger.alive
+    assert kept.parts()["instructions"] == kept.instructions
+
+
+@pytest.mark.parametrize("kind", ["patch_pca", "wan"])
+def test_encoding_is_counted_without_reading_the_codec(kind: str) -> None:
+    """As a real codec encodes a real picture, the weights that it folds at construction included."""
+    if kind == "wan":
+        config = {"kind": kind, "config": read_json(VAE / "config.json")}
+        tensors = read_tensors(VAE)
+    else:
+        config, tensors = tiny.codec().to_json(), tiny.codec().tensors()
+    height, width = tiny.LAYOUT.height, tiny.LAYOUT.width
+    counted = encoding(config, tensors, height, width)
+    picture = torch.zeros(1, 1, height, width, 3, dtype=torch.uint8)
+    with Ledger([*tensors.values(), picture]) as ledger:
+        codec = read_codec(config, tensors)
+        made = ledger.most = ledger.alive
+        latents = codec.encode(picture)
+    assert counted.grid == latents.shape[3:]
+    assert counted.time_stride == codec.time_stride
+    assert counted.weights == pytest.approx(size_of(tensors.values()) + made, rel=0.001)
+    assert counted.activations == pytest.approx(ledger.most - made, rel=0.001)
+    with pytest.raises(ValueError, match=r"this codec reads .*pictures"):
+        encoding(config, tensors, height + 1, width)
+
+
+CHECKPOINTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no average": {"ema_decay": None},
+    "mixed": {"freeze": VISUAL, "frozen_weights": "bf16", "precision": "bf16"},
+    "8 bits": BF16,
+    "lora": LORA,
+}
+
+
+@pytest.mark.parametrize("case", CHECKPOINTS)
+def test_writing_a_checkpoint_is_counted(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it makes on a CPU, and what of a GPU's model is on the host at once: all that is made, and one file."""
+    stage = tiny.stage(**CHECKPOINTS[case])
+    made: Checkpoint = tiny.checkpoint(model=WorldActionTransformer(CONFIG))
+    adapt(made.model, stage, CPU)
+    state = TrainState.start(made.model, stage)
+    files: dict[str, int] = {}
+
+    def counted(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+        files[path.stem] = size_of(tensors.values())
+        write(tensors, path)
+
+    write = checkpoints.save_file
+    monkeypatch.setattr(checkpoints, "save_file", counted)
+    given = [state.average, state.tensors(), made.codec.tensors()]
+    with Ledger([*made.model.parameters(), *(x for part in given for x in part.values())]) as ledger:
+        weights = published(made.model, state.average)
+        kept = ledger.alive
+        save(made, tmp_path / "saved", weights=weights, train_state=state.tensors())
+    cpu, cuda = (need(device, **CHECKPOINTS[case]) for device in (CPU, CUDA))
+    assert cpu.checkpoint == ledger.most
+    assert cpu.host == cuda.checkpoint == 0
+    assert cuda.host == ledger.most + max(files["model"] - kept, files["state"])
+    assert (kept == 0) == (case in ("plain", "no average", "8 bits"))
+
+
+def test_the_host_must_hold_a_checkpoint_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Need(weights=24_000_000_000, host=72_000_000_000)
+    assert made.total == 24_000_000_000
+    assert made.table().splitlines()[-1] == "  on the host: 72.000 GB, while a checkpoint is written"
+    room = {"cuda": 80_000_000_000, "cpu": 64_000_000_000}
+    monkeypatch.setattr(memory, "available", lambda device: room[device.type])
+    with pytest.raises(ValueError, match=r"a checkpoint needs 72\.0 GB of memory on the host, which has 64\.0 GB"):
+        require(made, CUDA)
+    room["cpu"] = 72_000_000_000
+    require(made, CUDA)
+
+
+def test_a_step_and_a_checkpoint_follow_each_other() -> None:
+    step = Need(weights=10, gradients=2, activations=3, at_once=4, checkpoint=3)
+    assert step.parts() == {"weights": 10, "gradients and activations": 4}
+    assert replace(step, checkpoint=5).parts() == {"weights": 10, "writing a checkpoint": 5}
+
+
+def test_devices_are_those_that_a_model_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device_of("cpu") == CPU
+    for name in ("mps", "gpu", "", "cpu:0", "cuda:", "cuda:01", "cuda:999", "CUDA"):
+        for here in (True, False):
+            with pytest.raises(ValueError, match="is unknown: name cpu, cuda, or cuda:1 for the second GPU"):
+                device_of(name, here=here)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert device_of("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(ValueError, match=r"device cuda:1 is not here: .* finds 1 CUDA devices"):
+        device_of("cuda:1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match=r"device cuda is not here"):
+        device_of("cuda")
+    assert device_of("cuda", here=False) == CUDA
 
 
 def test_the_latent_grid_is_known_without_reading_weights(tmp_path: Path) -> None:
@@ -214,10 +326,8 @@ def test_the_latent_grid_is_known_without_reading_weights(tmp_path: Path) -> Non
     save(tiny.checkpoint(), tmp_path / "start")
     fitted = tiny.recipe(start=tmp_path / "start", codec=None, text=None)
     assert latent_grid(fitted) == ((2, 4), 1)
-    config = json.loads((tmp_path / "start" / "config.json").read_text())
-    config["codec"] = {"kind": "wan", "config": {"scale_factor_spatial": 16, "scale_factor_temporal": 4}}
-    (tmp_path / "start" / "config.json").write_text(json.dumps(config))
-    assert latent_grid(fitted) == ((1, 2), 4)
+    save(tiny.checkpoint(codec=WanCodec.load(VAE)), tmp_path / "wan")
+    assert latent_grid(replace(fitted, start=tmp_path / "wan")) == ((1, 2), 4)
 
 
 def test_a_cpu_gives_what_the_machine_and_its_control_groups_leave(

@@ -15,9 +15,9 @@ from actwam.checkpoint import Checkpoint, load, save
 from actwam.convert import import_model
 from actwam.data.loader import Window
 from actwam.data.transforms import FutureTransform
-from actwam.memory import Tokens, acting_need
+from actwam.memory import Ledger, Tokens, acting_need
 from actwam.model.text import HashedWords
-from actwam.policy import Policy
+from actwam.policy import TEXTS, Policy
 from actwam.tokens import ACTION_CENTERED, ACTION_ONLY, BIDIRECTIONAL, JOINT, UNCOUPLED, VIDEO_FIRST
 from actwam.types import Group, Observation
 
@@ -318,6 +318,41 @@ def test_the_last_instructions_are_kept_embedded(monkeypatch: pytest.MonkeyPatch
         assert np.abs(robot.act(observation, seed=seed).actions - chunk.actions).max() < 1e-5
 
 
+def test_the_instructions_kept_are_counted_and_nothing_is_kept_beside_them(tmp_path: Path) -> None:
+    checkpoint = tiny.checkpoint("two")
+    robot = policy(0, checkpoint)
+    with Ledger([]) as ledger:
+        before = ledger.alive
+        for i in range(TEXTS + 3):
+            robot._text([f"word {i}"])
+        kept = ledger.alive - before
+    save(checkpoint, tmp_path / "saved")
+    assert len(robot._texts) == TEXTS
+    assert Policy.need(tmp_path / "saved").instructions == kept
+
+
+def test_one_instruction_is_handed_over_without_a_copy() -> None:
+    robot = policy()
+    first = robot._text(["lift it"])
+    assert robot._text(["lift it"]) is first
+    twice = robot._text(["lift it", "lift it"])
+    assert [len(k) for layer in twice.layers for k, _ in layer] == [2] * len(first.layers)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("mps", "'mps' is unknown"), ("gpu", "'gpu' is unknown"), ("cuda:98", "cuda:98 is not here")],
+)
+def test_an_unknown_device_is_refused_in_one_line(device: str, message: str, tmp_path: Path) -> None:
+    save(tiny.checkpoint(), tmp_path / "saved")
+    with pytest.raises(ValueError, match=message) as caught:
+        Policy.load(tmp_path / "saved", robot="robot_0", device=device)
+    assert "\n" not in str(caught.value)
+    if "unknown" in message:
+        with pytest.raises(ValueError, match=message):
+            Policy.need(tmp_path / "saved", device=device)
+
+
 def test_a_policy_without_future_frames_acts() -> None:
     blind = tiny.checkpoint(window=Window(action_horizon=tiny.HORIZON, future_offsets=()), table=ACTION_ONLY)
     assert policy(0, blind).act(observations(1)[0]).actions.shape == (tiny.HORIZON, 3)
@@ -330,8 +365,9 @@ def test_the_need_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
     bytes_ = sum(p.numel() * p.element_size() for p in checkpoint.model.parameters())
     need = Policy.need(tmp_path / "saved")
     assert need.weights == bytes_
-    assert need.codec == (tmp_path / "saved" / "codec.safetensors").stat().st_size
+    assert need.codec == sum(tensor.nbytes for tensor in checkpoint.codec.tensors().values())
     assert need.activations > 0
+    assert Policy.need(tmp_path / "saved", device="cuda").weights == bytes_  # which need not be here
     assert Policy.need(tmp_path / "saved", precision="bf16").weights == bytes_ // 2
     loaded = Policy.load(tmp_path / "saved", robot="robot_1", precision="bf16")
     assert {p.dtype for p in loaded.checkpoint.model.parameters()} == {torch.bfloat16}

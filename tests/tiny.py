@@ -5,7 +5,7 @@ All of it is deterministic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,9 +26,9 @@ from actwam.model.config import ExpertConfig, TransformerConfig, one_expert, two
 from actwam.model.text import HashedWords
 from actwam.model.transformer import GroupInput, TextContext, WorldActionTransformer
 from actwam.sampler import Sampling
-from actwam.tokens import ACTION_CENTERED
+from actwam.tokens import ACTION_CENTERED, Table
 from actwam.train.config import CodecConfig, Recipe, SourceConfig, StageConfig
-from actwam.types import Group, Mode, Observation
+from actwam.types import Context, Group, Mode, Observation
 
 HORIZON, OFFSETS = 4, (2, 4)
 CHANNELS, PATCH = 6, 8
@@ -111,6 +111,23 @@ def text(made: WorldActionTransformer, B: int = 3) -> TextContext:
 
 def embodiments(B: int = 3) -> Tensor:
     return torch.arange(B) % 2
+
+
+def run(
+    model: WorldActionTransformer,
+    table: Table,
+    inputs: Iterable[GroupInput],
+    context: Context | None = None,
+    **more: dict[Group, Tensor],
+) -> dict[Group, Tensor]:
+    """The velocities of the tiny instructions and robots, by group."""
+    inputs = list(inputs)
+    B = len(inputs[0].value)
+    return model(inputs, text(model, B), embodiments(B), table, context, **more)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).detach().abs().max())
 
 
 def squares(height: int, width: int, length: int, seed: int) -> np.ndarray:

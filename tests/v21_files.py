@@ -1,12 +1,12 @@
 """Writes a dataset of LeRobot v2.0 or v2.1 by hand, from the description of the format and by no code of the reader.
 
-The package itself writes v3.0 only.
+The package itself writes v3.0 only. Three episodes of a robot with two arms stand here to be written.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,42 @@ from actwam.data.episode import Episode
 from actwam.data.video import write_video
 
 INDEXES = ("frame_index", "episode_index", "index", "task_index")
+EPISODES, TASK_LIST, STATS = "meta/episodes.jsonl", "meta/tasks.jsonl", "meta/episodes_stats.jsonl"
+
+LENGTHS = (40, 45, 34)
+TASKS = ("stack the cubes", "fold the towel", "stack the cubes")
+JOINTS = tuple(f"{arm}_{i}" for arm in ("left", "right") for i in range(7))
+CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
+
+
+def data_file(episode: int) -> str:
+    return f"data/chunk-000/episode_{episode:06d}.parquet"
+
+
+def video_file(camera: str, episode: int) -> str:
+    return f"videos/chunk-000/observation.images.{camera}/episode_{episode:06d}.mp4"
+
+
+def two_arms() -> Embodiment:
+    return Embodiment(
+        name="two_arms",
+        index=0,
+        fps=30,
+        cameras=dict(zip(("head", "left", "right"), CAMERAS, strict=True)),
+        image_size=(32, 48),
+        state_names=JOINTS,
+        action_names=JOINTS,
+        delta_mask=(True,) * 14,
+    )
+
+
+def make_episode(number: int, length: int) -> Episode:
+    """Smooth motion of 14 joints; frames grow brighter, 46 times at most, in a tint of the camera and the episode."""
+    rng = np.random.default_rng(number)
+    motion = np.cumsum(rng.normal(size=(length + 1, 14)), 0).astype(np.float32)
+    ramp = np.arange(length)[:, None, None] % 46 * 4 + np.add.outer(np.arange(32), np.arange(48)) // 2
+    images = {camera: (ramp[..., None] + rng.integers(0, 30, 3)).astype(np.uint8) for camera in CAMERAS}
+    return Episode(images=images, state=motion[:-1], action=motion[1:], instruction=TASKS[number], seed=number)
 
 
 def write_v2(folder: Path, robot: Embodiment, episodes: Sequence[Episode], *, version: str = "v2.1") -> Path:
@@ -35,20 +71,19 @@ def write_v2(folder: Path, robot: Embodiment, episodes: Sequence[Episode], *, ve
             "index": start + steps,
             "task_index": np.full_like(steps, tasks.index(episode.instruction)),
         }
-        path = folder / f"data/chunk-000/episode_{number:06d}.parquet"
+        path = folder / data_file(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table({key: arrow(values) for key, values in columns.items()}), path)
         for camera, frames in episode.images.items():
-            video = f"videos/chunk-000/observation.images.{camera}/episode_{number:06d}.mp4"
-            write_video(folder / video, frames, robot.fps)
+            write_video(folder / video_file(camera, number), frames, robot.fps)
         listed.append({"episode_index": number, "tasks": [episode.instruction], "length": len(steps)})
         stats.append({"episode_index": number, "stats": {key: statistics(values) for key, values in columns.items()}})
         start += len(steps)
-    write_lines(folder / "meta/tasks.jsonl", [{"task_index": i, "task": task} for i, task in enumerate(tasks)])
-    write_lines(folder / "meta/episodes.jsonl", listed)
+    write_lines(folder / TASK_LIST, [{"task_index": i, "task": task} for i, task in enumerate(tasks)])
+    write_lines(folder / EPISODES, listed)
     (folder / "meta/info.json").write_text(json.dumps(info(robot, version, len(listed), start, len(tasks)), indent=4))
     if version == "v2.1":
-        write_lines(folder / "meta/episodes_stats.jsonl", stats)
+        write_lines(folder / STATS, stats)
     else:
         whole = {
             "observation.state": np.concatenate([episode.state for episode in episodes]),
@@ -114,3 +149,11 @@ def write_lines(path: Path, objects: Iterable[dict]) -> None:
 
 def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def change_info(**changes: object) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        path = folder / "meta/info.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return damage

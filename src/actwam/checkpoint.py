@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -32,13 +32,12 @@ from actwam.data.embodiment import Embodiment
 from actwam.data.loader import Window
 from actwam.data.partial import partial_folder
 from actwam.data.transforms import FutureTransform, RobotTransform
-from actwam.model.codec import Codec, PatchPCACodec, read_codec
+from actwam.model.codec import Codec, read_codec
 from actwam.model.config import TransformerConfig
 from actwam.model.files import read_json, read_safetensors
 from actwam.model.hub import assign_weights
 from actwam.model.text import TextEncoder, read_text
 from actwam.model.transformer import WorldActionTransformer
-from actwam.model.wan import WanCodec
 from actwam.sampler import Sampling
 from actwam.tokens import TABLES, Table
 
@@ -98,8 +97,7 @@ def save(
             for name, tensors in files.items():
                 if tensors is not None:
                     (partial / name).parent.mkdir(exist_ok=True)
-                    contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-                    save_file(contiguous, partial / f"{name}.safetensors")
+                    _write_tensors(partial / f"{name}.safetensors", tensors)
             _write_json(partial / "manifest.json", _hashes(partial))
             for path in partial.rglob("*"):
                 _flush(path)
@@ -177,18 +175,13 @@ def require_divisible(picture: tuple[int, int], side: int, sizes: TransformerCon
             raise ValueError(f"{where}: pictures {pixels} pixels {what} do not divide into tokens of {side * patch}")
 
 
-def latent_grid(folder: Path, height: int, width: int) -> tuple[tuple[int, int], int]:
-    """Height and width of the latents of a picture under a checkpoint's codec, and how many pictures make a latent
-    frame, without reading the codec. Raises ValueError as `load` does.
+def stored_codec(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `read_codec` makes the codec of a checkpoint from. Its tensors are mapped into memory, and not read.
+
+    Raises ValueError as `load` does.
     """
     folder = newest(folder)
-    codec = _read_format(folder).get("codec", {})
-    if codec.get("kind") == WanCodec.kind:  # the defaults are those of diffusers
-        side = codec["config"].get("scale_factor_spatial", 8)
-        return (height // side, width // side), codec["config"].get("scale_factor_temporal", 4)
-    with safe_open(folder / "codec.safetensors", "pt") as file:
-        h, w, _ = file.get_slice("mean").get_shape()
-    return (h, w), PatchPCACodec.time_stride
+    return _read_format(folder).get("codec", {}), read_safetensors(folder / "codec.safetensors")
 
 
 def _read_format(folder: Path) -> dict[str, Any]:
@@ -272,6 +265,11 @@ def _hashes(folder: Path) -> dict[str, str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors from any device. The copies that it takes on the CPU are gone when the next file is written."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -7,8 +7,9 @@ what is alive. It knows nothing of what kernels and allocators take beside that:
 from __future__ import annotations
 
 import os
+import re
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
+from actwam.model.codec import read_codec
 from actwam.model.config import TransformerConfig
 from actwam.model.transformer import GroupInput, WorldActionTransformer
 from actwam.tokens import Table, plan
@@ -35,7 +37,12 @@ FIXED_RESERVE = {"cpu": 400_000_000, "cuda": 500_000_000}
 class Need:
     """Bytes, by what they are for. Gradients come while activations go: `at_once` is the most that both take together.
 
-    `activations` is what the forward pass leaves for the backward pass, or, in acting, the most that it takes.
+    `activations` is what the forward pass leaves for the backward pass, or, in acting, the most that it takes; there
+    `at_once` is the most of that and of encoding a picture. `checkpoint` is what writing one takes, when no gradients
+    and no activations are alive, and `host` what it takes of the machine's memory when the model is on a GPU.
+
+    A text encoder is not counted. It runs on the CPU; UMT5, 11 GB at full size, is mapped from its files at the first
+    instruction whose embedding is not cached on disk, and stays.
     """
 
     weights: int
@@ -44,9 +51,11 @@ class Need:
     gradients: int = 0
     activations: int = 0
     at_once: int = 0
+    checkpoint: int = 0
+    instructions: int = 0
     codec: int = 0
-    text: int = 0
     reserve: int = 0
+    host: int = 0
     advice: str = ""
     """What to do when it does not fit."""
 
@@ -56,13 +65,16 @@ class Need:
 
     def parts(self) -> dict[str, int]:
         """What adds up to the total, the largest first."""
+        step = "gradients and activations" if self.gradients else "activations"
         parts = {
             "weights": self.weights,
             "optimizer": self.optimizer,
             "moving average": self.average,
-            "gradients and activations": self.at_once,
+            # one after the other: the larger counts
+            step: self.at_once if self.at_once >= self.checkpoint else 0,
+            "writing a checkpoint": self.checkpoint if self.checkpoint > self.at_once else 0,
+            "instructions": self.instructions,
             "codec": self.codec,
-            "text encoder": self.text,
             "reserve": self.reserve,
         }
         return dict(sorted(((what, n) for what, n in parts.items() if n), key=lambda part: -part[1]))
@@ -74,6 +86,8 @@ class Need:
         if self.gradients:
             note = f"gradients {self.gradients / 1e9:.3f}, activations {self.activations / 1e9:.3f}"
             lines = [f"{line}  ({note})" if "gradients" in line else line for line in lines]
+        if self.host:
+            lines.append(f"  on the host: {self.host / 1e9:.3f} GB, while a checkpoint is written")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -97,6 +111,20 @@ class Tokens:
             Group.FUTURE: (batch, config.latent_channels, self.future_frames, *self.grid),
         }
         return {group: shape for group, shape in shapes.items() if group is not Group.FUTURE or self.future_frames}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """What a codec makes of a picture, and takes for it.
+
+    The latents of one picture are `grid` (h, w); later ones share a latent frame by `time_stride`. `weights` and
+    `activations` are bytes: those of the codec itself, and the most that it allocates while it encodes one picture.
+    """
+
+    grid: tuple[int, int]
+    time_stride: int
+    weights: int
+    activations: int
 
 
 class Ledger(TorchDispatchMode):
@@ -156,6 +184,43 @@ def stand_in(model: WorldActionTransformer, device: torch.device) -> torch.dtype
     return torch.float16
 
 
+def device_of(text: str, *, here: bool = True) -> torch.device:
+    """The device of this name: cpu, cuda, or cuda:1 for the second GPU.
+
+    Raises ValueError on any other, and on a GPU that PyTorch does not find; not on that where it need not be `here`,
+    because nothing is computed on it.
+    """
+    if not re.fullmatch(r"cpu|cuda(:(\d|[1-9]\d))?", text):
+        raise ValueError(f"device {text!r} is unknown: name cpu, cuda, or cuda:1 for the second GPU")
+    device = torch.device(text)
+    if here and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {text} is not here: PyTorch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices; "
+            "see `actwam doctor`, or name cpu"
+        )
+    return device
+
+
+def encoding(config: Mapping[str, Any], tensors: Mapping[str, Tensor], height: int, width: int) -> Encoding:
+    """Of a picture of height x width pixels by the codec that `config` and `tensors` describe (`read_codec`).
+
+    No tensor is read. Raises ValueError as `read_codec` does, and on a picture that the codec does not read.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fakes = {name: mode.from_tensor(tensor) for name, tensor in tensors.items()}
+        picture = torch.empty(1, 1, height, width, 3, dtype=torch.uint8)
+    with Ledger([*fakes.values(), picture]) as ledger:
+        codec = read_codec(config, fakes)
+        made = ledger.most = ledger.alive  # the most was while it was built, on the meta device
+        grid = codec.encode(picture).shape[3:]
+    return Encoding(
+        grid=(grid[0], grid[1]),
+        time_stride=codec.time_stride,
+        weights=size_of(fakes.values()) + made,
+        activations=ledger.most - made,
+    )
+
+
 def acting_need(
     config: TransformerConfig,
     table: Table,
@@ -164,12 +229,13 @@ def acting_need(
     dtype: torch.dtype,
     device: torch.device,
     batch: int = 1,
-    codec: int = 0,
-    text: int = 0,
+    codec: Encoding | None = None,
+    instructions: int = 0,
 ) -> Need:
-    """To act with `batch` observations at once. `codec` and `text` are the bytes of these on the device of the model.
+    """To act with `batch` observations at once, each with an instruction of its own, while the keys and values of as
+    many `instructions` are kept as earlier calls have left.
 
-    What a codec takes while it encodes a picture is not counted: nothing else is alive then but weights.
+    Imagining is not counted: it takes more, above all for decoding the video.
     """
     with torch.device("meta"):
         model = WorldActionTransformer(config).to(dtype)
@@ -183,6 +249,7 @@ def acting_need(
     given = [*model.parameters(), *values.values(), instruction, sigma, robots]
     with torch.no_grad(), Ledger(given) as ledger:
         embedded = model.text_context(instruction)
+        kept = instructions * ledger.alive // batch
         context = None
         for stage in plan(table, [Group.ACTION], [Group.OBSERVATION, Group.STATE]):
             new = [group for group in Group if group in stage.encode - set(context.groups if context else ())]
@@ -191,8 +258,15 @@ def acting_need(
                 context = model.encode(clean, embedded, robots, table, context)
             along = [group for group in Group if group in stage.recompute | stage.denoise]
             model([GroupInput(group, values[group], sigma) for group in along], embedded, robots, table, context)
-    advice = "" if dtype == torch.bfloat16 else "act with a checkpoint in bfloat16"
-    need = Need(weights=weights, activations=ledger.most, at_once=ledger.most, codec=codec, text=text, advice=advice)
+    advice = "" if dtype == torch.bfloat16 else "act in bfloat16 (--precision bf16)"
+    need = Need(
+        weights=weights,
+        activations=ledger.most,
+        at_once=max(ledger.most, batch * codec.activations if codec else 0),
+        instructions=kept,
+        codec=codec.weights if codec else 0,
+        advice=advice,
+    )
     return with_reserve(need, device)
 
 
@@ -213,7 +287,9 @@ def available(device: torch.device) -> int:
 
 
 def require(need: Need, device: torch.device) -> None:
-    """Raises ValueError, naming the largest parts and what to do, when the need does not fit on the device."""
+    """Raises ValueError, naming the largest parts and what to do, when the need does not fit on the device, or what a
+    GPU's checkpoint takes of the host not there.
+    """
     room = available(device)
     if need.total > room:
         largest = ", ".join(f"{what} {size / 1e9:.1f}" for what, size in list(need.parts().items())[:3])
@@ -221,6 +297,11 @@ def require(need: Need, device: torch.device) -> None:
         raise ValueError(
             f"this needs {need.total / 1e9:.1f} GB of memory, and {device} has {room / 1e9:.1f} GB to give "
             f"(most of it: {largest}){advice}"
+        )
+    if need.host and need.host > (room := available(torch.device("cpu"))):
+        raise ValueError(
+            f"writing a checkpoint needs {need.host / 1e9:.1f} GB of memory on the host, which has {room / 1e9:.1f} GB "
+            "to give; train less of the model (freeze or lora), take optimizer adamw8bit, or a larger machine"
         )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from actwam.data.transforms import t_layout
 from actwam.flow import TRAINING_LEVELS
+from actwam.memory import device_of
 from actwam.model.files import read_json, read_safetensors
 from actwam.model.official import Official, read_official
 from actwam.model.transformer import GroupInput
@@ -37,7 +38,8 @@ def compare(folder: Path, *, device: str = "cpu") -> dict[str, float]:
     golden = read_safetensors(folder / "golden.safetensors")
     tokens = next(iter(cases.values()))["L"]
     official = read_official(folder / "transformer", text_tokens=tokens, actions=gwp.ACTIONS)
-    official.model.to(device)
+    place = device_of(device)
+    official.model.to(place)
     found: dict[str, float] = {}
     try:
         for case in cases:
@@ -49,7 +51,7 @@ def compare(folder: Path, *, device: str = "cpu") -> dict[str, float]:
     call = folder / "sampling.safetensors"
     if call.is_file():
         recorded = {key: tensor.to(device) for key, tensor in read_safetensors(call).items()}
-        codec = WanCodec.load(folder / "vae").to(torch.device(device))
+        codec = WanCodec.load(folder / "vae").to(place)
         found |= {f"sampling/{name}": value for name, value in _compare_call(official, codec, recorded).items()}
     return found
 

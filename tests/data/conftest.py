@@ -1,4 +1,7 @@
-"""A tiny robot and a dataset of moving squares: three cameras, four episodes, small pictures."""
+"""A tiny robot and a dataset of moving squares: three cameras, four episodes, small pictures.
+
+And a robot with two arms, whose three episodes are in LeRobot v2.0, v2.1 and v3.0: these are read only.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import v21_files
 
 from actwam.data.embodiment import Embodiment
 from actwam.data.episode import Episode
@@ -100,3 +104,41 @@ def rewrite() -> Callable[..., None]:
         pq.write_table(old.set_column(old.schema.names.index(column), column, arrow), path)
 
     return edit
+
+
+@pytest.fixture(scope="session")
+def arms() -> Embodiment:
+    return v21_files.two_arms()
+
+
+@pytest.fixture(scope="session")
+def episodes() -> list[Episode]:
+    return [v21_files.make_episode(number, length) for number, length in enumerate(v21_files.LENGTHS)]
+
+
+@pytest.fixture(scope="session")
+def v21(tmp_path_factory: pytest.TempPathFactory, arms: Embodiment, episodes: list[Episode]) -> Path:
+    return v21_files.write_v2(tmp_path_factory.mktemp("v21") / "d", arms, episodes)
+
+
+@pytest.fixture(scope="session")
+def v20(tmp_path_factory: pytest.TempPathFactory, arms: Embodiment, episodes: list[Episode], v21: Path) -> Path:
+    """With the videos of the other one."""
+    folder = v21_files.write_v2(tmp_path_factory.mktemp("v20") / "d", arms, episodes, version="v2.0")
+    shutil.copytree(v21 / "videos", folder / "videos", dirs_exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def v30(tmp_path_factory: pytest.TempPathFactory, arms: Embodiment, episodes: list[Episode], v21: Path) -> Path:
+    """With one episode to a video file, and there the very files of v2.1: no frame may differ by a single value."""
+    folder = tmp_path_factory.mktemp("v30") / "d"
+    with DatasetWriter(folder, arms, video_file_bytes=1) as writer:
+        for episode in episodes:
+            writer.add_episode(episode)
+    for camera in v21_files.CAMERAS:
+        for number in range(3):
+            file = folder / f"videos/observation.images.{camera}/chunk-000/file-{number:03d}.mp4"
+            assert file.is_file()
+            shutil.copy(v21 / v21_files.video_file(camera, number), file)
+    return folder

@@ -20,8 +20,11 @@ from actwam.convert import import_model
 from actwam.data.embodiment import Embodiment, read_robot
 from actwam.data.episode import Episode
 from actwam.data.writer import DatasetWriter
+from actwam.model.config import TransformerConfig
+from actwam.objective import ObjectiveConfig
 from actwam.policy import Policy
 from actwam.recipes import gwp
+from actwam.sampler import Sampling
 from actwam.types import Group
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "robots"
@@ -169,6 +172,62 @@ def official(experts: Literal[1, 2], start: Path) -> TransformerConfig:
     return gwp.official_size(experts)
 
 
+TRAINING = {
+    (1, "paper"): gwp.Training(
+        objective=ObjectiveConfig(action_weight=5.0, future_weight=1.0, action_shift=1.0, future_shift=1.0),
+        steps=50_000,
+        batch_size=256,
+        learning_rate=1e-4,
+        final_learning_rate=1e-6,
+        betas=(0.9, 0.95),
+        ema_decay=0.999,
+        grad_clip=1.0,
+    ),
+    (1, "released"): gwp.Training(
+        objective=ObjectiveConfig(
+            action_weight=1.0, future_weight=0.5, action_shift=5.0, future_shift=5.0, shared_sigma=True
+        ),
+        steps=50_000,
+        batch_size=128,
+        learning_rate=6e-5,
+        final_learning_rate=6e-5,
+        betas=(0.9, 0.999),
+        ema_decay=0.9999,
+        grad_clip=None,
+    ),
+    (2, "paper"): gwp.Training(
+        objective=ObjectiveConfig(action_weight=5.0, future_weight=1.0, action_shift=5.0, future_shift=2.0),
+        steps=30_000,
+        batch_size=16,
+        learning_rate=6e-5,
+        final_learning_rate=6e-5,
+        betas=(0.9, 0.95),
+        ema_decay=0.999,
+        grad_clip=1.0,
+    ),
+    (2, "released"): gwp.Training(
+        objective=ObjectiveConfig(action_weight=1.0, future_weight=0.5, action_shift=5.0, future_shift=2.0),
+        steps=50_000,
+        batch_size=128,
+        learning_rate=6e-5,
+        final_learning_rate=6e-5,
+        betas=(0.9, 0.999),
+        ema_decay=0.9999,
+        grad_clip=None,
+    ),
+}
+SAMPLING = {
+    1: Sampling(num_steps=10, action_shift=5.0, future_shift=5.0, schedule="diffusers"),
+    2: Sampling(num_steps=10, action_shift=5.0, future_shift=2.0, schedule="diffusers"),
+}
+
+
+def test_the_values_of_papers_and_released_code() -> None:
+    """Written out once more: who changes a number changes it here too, with its source."""
+    assert gwp.TRAINING == TRAINING
+    assert {experts: gwp.sampling(experts) for experts in SAMPLING} == SAMPLING
+
+
 def test_the_full_size_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both presets of both models for a real robot, with the numbers of the paper and of the code."""
     robots = [read_robot(EXAMPLES / name) for name in ("piper_dual.yaml",)]
@@ -177,18 +236,16 @@ def test_the_full_size_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
         made = {
             v: gwp.finetune(experts=experts, start=Path("x"), robots=robots, values=v) for v in ("paper", "released")
         }
-        for recipe in made.values():
+        for values, recipe in made.items():
             assert recipe.window.future_offsets == (12, 24, 36, 48)
             assert recipe.window.action_horizon == 48
             assert (recipe.layouts[0].height, recipe.layouts[0].width) == (384, 320)
             assert recipe.layouts[0].resample == "bilinear"
             assert recipe.normalize == "quantile"
-        paper, released = made["paper"].stages[0], made["released"].stages[0]
-        assert (paper.objective.action_weight, paper.objective.future_weight) == (5.0, 1.0)
-        assert paper.batch_size == (256 if experts == 1 else 16)
-        assert released.learning_rate == released.final_learning_rate == 6e-5
-        assert (released.batch_size, released.ema_decay, released.grad_clip) == (128, 0.9999, None)
-        assert released.objective.shared_sigma == (experts == 1)
-        assert released.objective.future_shift == (5.0 if experts == 1 else 2.0)
+            assert recipe.sampling == SAMPLING[experts]
+            (stage,) = recipe.stages
+            for name, value in vars(TRAINING[experts, values]).items():
+                assert getattr(stage, name) == value, (experts, values, name)
+            assert (stage.warmup_steps, stage.weight_decay) == (500 if values == "paper" else 0, 0.01)
     frozen = gwp.finetune(experts=2, start=Path("x"), robots=robots, tune="action_expert").stages[0]
     assert set(frozen.freeze) == {Group.HISTORY, Group.OBSERVATION, Group.FUTURE}

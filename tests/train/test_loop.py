@@ -115,6 +115,13 @@ def test_optimizer_steps_are_counted_for_every_parameter(start: Callable[..., Pa
     assert 0 < float(state["step/action_decoder.first.weight"]) < 9
 
 
+@pytest.mark.parametrize("device", ["mps", "cuda:98"])
+def test_an_unknown_device_is_refused_before_anything_is_made(device: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"device '?{device}'? is (unknown|not here)"):
+        train(tiny.recipe(), {}, Run(out=tmp_path / "run", cache=tmp_path / "cache", device=device))
+    assert not list(tmp_path.iterdir())
+
+
 def test_training_again_gives_the_same_weights(start: Callable[..., Path]) -> None:
     assert same(kept(start(tiny.recipe(), "a")), kept(start(tiny.recipe(), "b")))
     other = tiny.recipe(tiny.stage(seed=1))
@@ -201,7 +208,7 @@ def test_only_one_stage_is_trained(start: Callable[..., Path], tmp_path: Path) -
         ({"table": JOINT}, "table"),
         ({"window": Window(action_horizon=3, future_offsets=tiny.OFFSETS)}, "window"),
         (
-            {"robots": (tiny.robot(), replace(tiny.robot(1), index=0)), "layouts": (tiny.LAYOUT,) * 2},
+            {"robots": (tiny.robot(), replace(tiny.robot(), name="other")), "layouts": (tiny.LAYOUT,) * 2},
             "robots, view layouts",
         ),
     ],

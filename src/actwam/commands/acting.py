@@ -19,12 +19,10 @@ def load_policy(folder: Path, device: str, precision: Precision, robot: str | No
 
     Raises ValueError, before anything is allocated, when it does not fit into memory.
     """
-    import torch
-
-    from actwam.memory import require
+    from actwam.memory import device_of, require
     from actwam.policy import Policy
 
-    require(Policy.need(folder, device=device, precision=precision), torch.device(device))
+    require(Policy.need(folder, device=device, precision=precision), device_of(device))
     return Policy.load(folder, robot=robot, device=device, precision=precision)
 
 

@@ -88,13 +88,12 @@ def memory(
         precision: What a checkpoint's model would compute in.
         as_json: Print bytes as JSON.
     """
-    import torch
-
+    from actwam.memory import device_of
     from actwam.policy import Policy
     from actwam.train.loop import resolve_precision
     from actwam.train.memory import recipe_need
 
-    place = torch.device(device)
+    place = device_of(device, here=False)
     if Path(what).is_dir():
         needs = {"acting": Policy.need(what, device=device, precision=precision)}
     else:

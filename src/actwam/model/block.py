@@ -71,7 +71,8 @@ class CrossAttention(nn.Module):
         """Keys and values of the embedded instruction."""
         k, v = self.kv(text).chunk(2, dim=-1)
         k = rms_norm(k, self.norm_k, self.eps).to(v.dtype)
-        return split_heads(k, self.heads), split_heads(v, self.heads)
+        # kept as long as the instruction: as a view, v would keep the keys before the norm too
+        return split_heads(k, self.heads), split_heads(v.contiguous(), self.heads)
 
     def forward(self, x: Float[Tensor, "B n D"], k: Tensor, v: Tensor) -> Float[Tensor, "B n D"]:
         q = rms_norm(self.q(x), self.norm_q, self.eps).to(v.dtype)

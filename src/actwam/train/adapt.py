@@ -75,7 +75,8 @@ def is_adapted(name: str) -> bool:
 def published(model: nn.Module, average: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All weights under the names of a model without adapters: averages where there are any, adapters merged.
 
-    They are of one dtype, bfloat16 if all of them are, else float32, which holds either exactly.
+    They are of one dtype, bfloat16 if all of them are, else float32, which holds either exactly. What has to be made
+    for that is made on the CPU; all others are the tensors of the model and the averages themselves, where they are.
     """
     weights = {name: average.get(name, parameter.detach()) for name, parameter in model.named_parameters()}
     for name in [name for name in weights if ".base_layer." in name]:
@@ -88,7 +89,7 @@ def published(model: nn.Module, average: Mapping[str, Tensor]) -> dict[str, Tens
         weights[f"{layer}.{kind}"] = merged
     everything_in_bf16 = all(tensor.dtype == torch.bfloat16 for tensor in weights.values())
     dtype = torch.bfloat16 if everything_in_bf16 else torch.float32
-    return {name: tensor.cpu().to(dtype) for name, tensor in weights.items()}
+    return {name: tensor if tensor.dtype == dtype else tensor.cpu().to(dtype) for name, tensor in weights.items()}
 
 
 def _expert_of(config: TransformerConfig, name: str) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from actwam.checkpoint import TRAIN_STATE, Checkpoint, checkpoints, load, save
 from actwam.data.loader import Mixture
-from actwam.memory import require
+from actwam.memory import device_of, require
 from actwam.model.files import read_safetensors
 from actwam.train.adapt import adapt, published
 from actwam.train.config import Precision, Recipe, StageConfig
@@ -48,11 +48,12 @@ class Run:
 def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | None = None) -> Path:
     """Train the stages of a recipe one after another, or `only` one; each starts from the stage before it.
 
-    Returns the folder of the last stage, which `Policy.load` opens. Raises ValueError on data that does not
-    fit the recipe, on a model that does not fit in memory, on a folder that already holds a run (unless
-    `run.resume`), and on a loss that is not finite.
+    Returns the folder of the last stage, which `Policy.load` opens. Raises ValueError on an unknown device, on
+    data that does not fit the recipe, on a model that does not fit in memory, on a folder that already holds a
+    run (unless `run.resume`), and on a loss that is not finite.
     """
-    datasets, device = open_datasets(recipe, data), torch.device(run.device)
+    device = device_of(run.device)
+    datasets = open_datasets(recipe, data)
     wanted = range(len(recipe.stages)) if only is None else [recipe.stage(only)]
     require_memory(recipe, [recipe.stages[i] for i in wanted], run)
     folders = [run.out / f"{i + 1}-{stage.name}" for i, stage in enumerate(recipe.stages)]
@@ -77,7 +78,7 @@ def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | Non
 
 def require_memory(recipe: Recipe, stages: Sequence[StageConfig], run: Run) -> None:
     """Say what the stages need. Raises ValueError when one does not fit on the device of the run."""
-    device = torch.device(run.device)
+    device = device_of(run.device)
     for stage in stages:
         need = recipe_need(recipe, stage, device, resolve_precision(stage, device))
         run.say(f"memory of stage {stage.name}\n{need.table()}")
@@ -112,7 +113,7 @@ def train_stage(
     resumed: Path | None,
 ) -> None:
     """Train one stage to its last step, leaving checkpoints `step_*` in `folder`."""
-    device = torch.device(run.device)
+    device = device_of(run.device)
     model = start.model.train()
     adapt(model, stage, device)
     state, first = TrainState.start(model, stage), 0

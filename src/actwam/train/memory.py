@@ -9,12 +9,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from actwam import checkpoint
-from actwam.memory import Ledger, Need, Tokens, size_of, stand_in, with_reserve
+from actwam.memory import Ledger, Need, Tokens, encoding, size_of, stand_in, with_reserve
 from actwam.model.config import TransformerConfig
 from actwam.model.transformer import WorldActionTransformer
 from actwam.objective import NOISY_ACTION, NOISY_FUTURE, NoisyBatch
 from actwam.tokens import Table
-from actwam.train.adapt import adapt
+from actwam.train.adapt import adapt, published
 from actwam.train.config import Precision, Recipe, StageConfig
 from actwam.train.state import TrainState
 from actwam.train.step import forward_losses
@@ -28,9 +28,14 @@ STEP_COPIES = 3
 def recipe_need(recipe: Recipe, stage: StageConfig, device: torch.device, precision: Precision) -> Need:
     """For a stage of a recipe. Reads `config.json` of `recipe.start`, and no weights.
 
-    Raises ValueError when the stage does not fit the model, and when the start is no checkpoint.
+    Raises ValueError when the stage or the picture does not fit the model, and when the start is no checkpoint.
     """
     grid, time_stride = latent_grid(recipe)
+    if any(side % patch for side, patch in zip(grid, recipe.model.patch, strict=True)):
+        raise ValueError(
+            f"recipe {recipe.name}: pictures make latents of {grid[0]} x {grid[1]}, which do not divide into tokens of "
+            f"{recipe.model.patch[0]} x {recipe.model.patch[1]}; choose another height or width"
+        )
     tokens = Tokens(
         grid=grid,
         future_frames=recipe.window.latent_frames(time_stride),
@@ -45,7 +50,8 @@ def latent_grid(recipe: Recipe) -> tuple[tuple[int, int], int]:
     if recipe.start is None:
         assert recipe.codec is not None  # a recipe without it has a start
         return (layout.height // recipe.codec.patch, layout.width // recipe.codec.patch), 1
-    return checkpoint.latent_grid(recipe.start, layout.height, layout.width)
+    made = encoding(*checkpoint.stored_codec(recipe.start), layout.height, layout.width)
+    return made.grid, made.time_stride
 
 
 @lru_cache(maxsize=64)
@@ -71,6 +77,7 @@ def training_need(
         parameters = list(model.parameters())
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         weights, gradients = size_of(parameters), size_of(trained)
+        made, copied = _checkpoint_need(model, state)
         low = stand_in(model, device)
         noisy = _batch(config, stage, tokens)
         text = torch.empty(stage.batch_size, config.text_tokens, config.text_width)
@@ -92,9 +99,22 @@ def training_need(
         gradients=gradients,
         activations=activations,
         at_once=at_once,
+        checkpoint=made if device.type == "cpu" else 0,
+        host=0 if device.type == "cpu" else made + copied,
         advice=_advice(stage, len(config.experts)),
     )
     return with_reserve(need, device)
+
+
+def _checkpoint_need(model: WorldActionTransformer, state: TrainState) -> tuple[int, int]:
+    """Bytes that are made on the CPU to write a checkpoint, and, beside them, of the largest file's tensors that are
+    copied there from a GPU: one file is written after another.
+    """
+    train_state = state.tensors().values()
+    with Ledger([*model.parameters(), *state.average.values()]) as ledger:
+        weights = published(model, state.average)
+        kept = ledger.alive
+    return ledger.most, max(size_of(weights.values()) - kept, size_of(train_state))
 
 
 def _batch(config: TransformerConfig, stage: StageConfig, tokens: Tokens) -> NoisyBatch:
