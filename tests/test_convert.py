@@ -14,7 +14,7 @@ import pytest
 import tiny
 import tiny_official
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_text import text_encoder
 
 from actwam import cli
@@ -145,6 +145,23 @@ def rewrite(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def column(config: ImportConfig, name: str, place: int, value: Any) -> None:
+    """Write one number into the statistics of the state."""
+    data = json.loads(config.norm_stats[0].read_text())
+    data["norm_stats"]["observation.state"][name][place] = value
+    config.norm_stats[0].write_text(json.dumps(data))
+
+
+def heads(source: Path, number: int, width: int) -> None:
+    rewrite(source / "transformer" / "config.json", num_attention_heads=number, attention_head_dim=width)
+
+
+def poison(path: Path) -> None:
+    tensors = load_file(path)
+    tensors["proj_out.bias"][3] = float("nan")
+    save_file(tensors, path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -156,6 +173,18 @@ def rewrite(path: Path, **changes: Any) -> None:
         (lambda s, c: text_encoder(s, width=24), "reads a text encoder of width 16, the one given has 24"),
         (lambda s, c: rewrite(c.norm_stats[0], norm_stats={}), "has no norm_stats of observation.state and action"),
         (lambda s, c: c.robots[0].write_text("name: 3"), "robot.yaml"),
+        (lambda s, c: c.robots[0].write_text(c.robots[0].read_text() + "fps: 7\n"), "key fps stands twice"),
+        (lambda s, c: tiny_official.robot_file(c.robots[0].parent, name="a/b"), "name is 'a/b'"),
+        (lambda s, c: tiny_official.robot_file(c.robots[0].parent, cameras={"haed": "front"}), "see head, left, right"),
+        (lambda s, c: column(c, "q01", 0, 9.0), "min <= q01 <= q99 <= max"),
+        (lambda s, c: column(c, "q99", 0, "high"), "expected at least 6 numbers"),
+        (lambda s, c: column(c, "q99", 7, 1.0), "has more than the 6 dimensions"),
+        (
+            lambda s, c: rewrite(s / "transformer" / "config.json", num_attention_heads=-2, attention_head_dim=-32),
+            "-2 x",
+        ),
+        (lambda s, c: rewrite(s / "transformer" / "config.json", num_attention_heads=64, attention_head_dim=1), "64 x"),
+        (lambda s, c: poison(s / "transformer" / "diffusion_pytorch_model.safetensors"), "NaN or Inf in proj_out.bias"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -177,6 +206,11 @@ def test_other_refusals(config: ImportConfig, tmp_path: Path) -> None:
         import_model(str(source), tmp_path / "out", config)
     with pytest.raises(ValueError, match="1 robots and 0 files of statistics"):
         import_model(str(source), tmp_path / "new", replace(config, norm_stats=()))
+    twice = replace(config, robots=config.robots * 2, norm_stats=config.norm_stats * 2)
+    with pytest.raises(ValueError, match="two robots are called"):
+        import_model(str(source), tmp_path / "new", twice)
+    with pytest.raises(ValueError, match="is gwp05; experts: for Wan only"):
+        import_model(str(source), tmp_path / "new", replace(config, only_for_wan=("experts",)))
     with pytest.raises(ValueError, match="nobody/nothing: no such folder, and not to be had from the Hub"):
         import_model("nobody/nothing", tmp_path / "new", config)
     with pytest.raises(ValueError, match="no such folder, and no Hub id"):
@@ -248,7 +282,7 @@ def test_what_the_official_inference_would_run_differently_is_not_exported(
     ("model", "changes", "picture", "said"),
     [
         ("gwp05", {"index": 7}, (64, 96), "has index 7, the model 2 embodiments"),
-        ("gwp05", {"state": [f"s{i}" for i in range(9)]}, (64, 96), "has 9 state dimensions, the model is 8 wide"),
+        ("gwp05", {"state": [f"s{i}" for i in range(9)]}, (64, 96), "expected at least 9 numbers"),
         ("gwp05", {}, (112, 96), "112 pixels high do not divide into tokens of 32"),
         ("gwp05", {}, (64, 80), "80 pixels wide do not divide into tokens of 32"),
         ("gwp0", {"index": 1}, (64, 96), "acts as embodiment 0 for every robot"),

@@ -43,6 +43,7 @@ from actwam.tokens import TABLES, Table
 
 FORMAT = 2
 TRAIN_STATE = "train_state"
+NO_ROBOT = "this checkpoint has no robot: name one when importing it, or fine-tune it on its data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class Checkpoint:
         """The robot of this name, or the only one. Raises ValueError, listing the robots there are."""
         names = [robot.embodiment.name for robot in self.robots]
         if not names:
-            raise ValueError("this checkpoint has no robot: name one when importing it, or fine-tune it on its data")
+            raise ValueError(NO_ROBOT)
         if name is None and len(names) == 1:
             return self.robots[0]
         if name not in names:
@@ -152,6 +153,8 @@ def read_config(folder: Path) -> TransformerConfig:
 
 def require_fitting(robots: Sequence[Embodiment], sizes: TransformerConfig, where: str) -> None:
     """Raises ValueError, beginning with `where`, when a model of these sizes has no place for the robots."""
+    if len({robot.name for robot in robots}) < len(robots):
+        raise ValueError(f"{where}: two robots are called {[robot.name for robot in robots]}")
     for robot in robots:
         problem = f"{where}: embodiment {robot.name}"
         if not 0 <= robot.index < sizes.embodiments:
@@ -192,10 +195,13 @@ def _read_format(folder: Path) -> dict[str, Any]:
 
 
 def newest(folder: Path) -> Path:
-    """`folder` itself when it is a checkpoint, else the checkpoint with the most steps in it."""
+    """`folder` itself when it is a checkpoint, else the one with the most steps in it, of its last stage if it has
+    stages.
+    """
     if (folder / "manifest.json").is_file():
         return folder
-    found = checkpoints(folder)
+    stages = sorted(folder.glob("[0-9]-*"))
+    found = checkpoints(folder) or [path for stage in stages for path in checkpoints(stage)]
     if not found:
         raise ValueError(f"{folder}: no checkpoint here: neither manifest.json nor step_* folders")
     return found[-1]

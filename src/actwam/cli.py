@@ -42,7 +42,7 @@ def main() -> None:
         stderr.print(f"actwam: {error}", markup=False, soft_wrap=True)
         code = 2
     except KeyboardInterrupt:
-        stderr.print("actwam: stopped; the same command goes on where it can")
+        stderr.print("actwam: stopped; nothing half-written is left. Run it again; train and eval go on with --resume")
         code = 130
     sys.exit(code)
 

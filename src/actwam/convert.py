@@ -7,12 +7,14 @@ checkpoint back into their layout. What is imported and exported again is the sa
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from actwam.checkpoint import Checkpoint, load, require_divisible, require_fitting, save
 from actwam.data.embodiment import Embodiment, read_robot
@@ -20,7 +22,6 @@ from actwam.data.loader import Window
 from actwam.data.normalize import Normalizer, NormStats
 from actwam.data.partial import partial_folder
 from actwam.data.transforms import RobotTransform, layout_of
-from actwam.model.config import TransformerConfig
 from actwam.model.files import Precision, read_json
 from actwam.model.hub import resolve
 from actwam.model.official import Official, TimeProjection, read_official, write_official
@@ -56,6 +57,8 @@ class ImportConfig:
     precision: Precision = "auto"
     time_projection: TimeProjection = "chunks"
     seed: int = 0
+    only_for_wan: tuple[str, ...] = ()
+    """Options that were chosen, and that only Wan may be given."""
 
 
 def import_model(source: str, out: Path, config: ImportConfig) -> Checkpoint:
@@ -71,12 +74,16 @@ def import_model(source: str, out: Path, config: ImportConfig) -> Checkpoint:
         raise ValueError(
             f"{len(config.robots)} robots and {len(config.norm_stats)} files of statistics: give one for each robot"
         )
-    robots = [read_robot(path) for path in config.robots]
+    robots = [(read_robot(robot), path) for robot, path in zip(config.robots, config.norm_stats, strict=True)]
+    normalizers = [_normalizers(robot, path) for robot, path in robots]
+    window = Window(action_horizon=config.action_horizon, future_offsets=gwp.offsets(config.action_horizon))
     weight_files = gwp.WEIGHT_FILES if config.folder is None else (f"{config.folder}/*",)
     fetched = resolve(source, (*weight_files, *gwp.BESIDE))
-    text = UMT5.load(config.text or _beside(source, fetched, "text_encoder"), tokens=gwp.TEXT_TOKENS)
-    autoencoder = resolve(config.codec or _beside(source, fetched, "vae"), gwp.CODEC_FILES)
-    codec = WanCodec.load(autoencoder / "vae" if (autoencoder / "vae").is_dir() else autoencoder)
+    with _hint("--text"):
+        text = UMT5.load(config.text or _beside(source, fetched, "text_encoder"), tokens=gwp.TEXT_TOKENS)
+    with _hint("--codec"):
+        autoencoder = resolve(config.codec or _beside(source, fetched, "vae"), gwp.CODEC_FILES)
+        codec = WanCodec.load(autoencoder / "vae" if (autoencoder / "vae").is_dir() else autoencoder)
     official = read_official(
         fetched / (config.folder or ""),
         text_tokens=gwp.TEXT_TOKENS,
@@ -86,6 +93,35 @@ def import_model(source: str, out: Path, config: ImportConfig) -> Checkpoint:
         seed=config.seed,
         pickled=True,
     )
+    sizes = official.model.config
+    _require_fit(official, codec, text, [robot for robot, _ in robots], source, config)
+    checkpoint = Checkpoint(
+        model=official.model,
+        codec=codec,
+        text=text,
+        table=ACTION_CENTERED,
+        robots=tuple(
+            RobotTransform(
+                robot,
+                layout_of(robot, *config.picture, resample="bilinear"),
+                *normalizer,
+                sizes.state_width,
+                sizes.action_width,
+            )
+            for (robot, _), normalizer in zip(robots, normalizers, strict=True)
+        ),
+        window=window,
+        sampling=gwp.sampling(len(sizes.experts)),
+        trained={"imported": official.layout, "source": source, "seed": config.seed},
+    )
+    save(checkpoint, out)
+    return checkpoint
+
+
+def _require_fit(
+    official: Official, codec: WanCodec, text: UMT5, robots: Sequence[Embodiment], source: str, config: ImportConfig
+) -> None:
+    """Raises ValueError when model, codec, text encoder, robots and picture do not fit each other."""
     sizes = official.model.config
     for what, found, wanted in (
         ("text encoder", text.width, sizes.text_width),
@@ -97,21 +133,8 @@ def import_model(source: str, out: Path, config: ImportConfig) -> Checkpoint:
     require_divisible(config.picture, codec.side, sizes, source)
     if official.layout == "gwp0" and any(robot.index for robot in robots):
         raise ValueError(f"{source}: the released GWP-0 acts as embodiment 0 for every robot: give robots index 0")
-    checkpoint = Checkpoint(
-        model=official.model,
-        codec=codec,
-        text=text,
-        table=ACTION_CENTERED,
-        robots=tuple(
-            _transform(robot, path, sizes, config.picture)
-            for robot, path in zip(robots, config.norm_stats, strict=True)
-        ),
-        window=Window(action_horizon=config.action_horizon, future_offsets=gwp.offsets(config.action_horizon)),
-        sampling=gwp.sampling(len(sizes.experts)),
-        trained={"imported": official.layout, "source": source, "seed": config.seed},
-    )
-    save(checkpoint, out)
-    return checkpoint
+    if official.layout != "wan" and config.only_for_wan:
+        raise ValueError(f"{source}: is {official.layout}; {', '.join(config.only_for_wan)}: for Wan only")
 
 
 def export_model(folder: Path, out: Path, *, pickled: bool = False) -> Official:
@@ -132,7 +155,11 @@ def export_model(folder: Path, out: Path, *, pickled: bool = False) -> Official:
     if found := [problem for problem, holds in problems.items() if holds]:
         raise ValueError(f"{folder}: the official inference would run this model in another way: {', '.join(found)}")
     with partial_folder(out) as partial:
-        layout = write_official(checkpoint.model, partial, pickled=pickled)
+        try:
+            layout = write_official(checkpoint.model, partial, pickled=pickled)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise ValueError(f"{out}: could not be written: {reason}; free disk space") from error
         assert isinstance(checkpoint.codec, WanCodec)
         checkpoint.codec.export(partial / "vae")
         for robot in checkpoint.robots:
@@ -146,10 +173,24 @@ def _beside(source: str, fetched: Path, part: str) -> str:
     return source if (fetched / part).is_dir() else gwp.WAN
 
 
-def _transform(robot: Embodiment, path: Path, sizes: TransformerConfig, picture: tuple[int, int]) -> RobotTransform:
-    """A robot with the official statistics: `{"norm_stats": {"observation.state": {"mean": [], ...}, "action": {}}}`,
+@contextmanager
+def _hint(option: str) -> Iterator[None]:
+    """Add to what goes wrong in the block which option says where else to look."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}; {option} says where it is") from error
+
+
+def _normalizers(robot: Embodiment, path: Path) -> tuple[Normalizer, Normalizer]:
+    """State and action by the official statistics: `{"norm_stats": {"observation.state": {"mean": []}, "action": {}}}`,
     lists as long as the padded vectors, over actions that are already relative where the robot's are.
     """
+    if set(robot.cameras) != set(gwp.SLOTS):
+        raise ValueError(
+            f"{path}: the official models see {', '.join(gwp.SLOTS)}, embodiment {robot.name} fills "
+            f"{', '.join(robot.cameras)}"
+        )
     data = read_json(path).get("norm_stats")
     if not isinstance(data, dict) or not {_STATE, _ACTION} <= set(data):
         raise ValueError(f"{path}: has no norm_stats of {_STATE} and {_ACTION}")
@@ -157,8 +198,7 @@ def _transform(robot: Embodiment, path: Path, sizes: TransformerConfig, picture:
         Normalizer(_stats(path, key, data[key], names), "quantile", "center")
         for key, names in ((_STATE, robot.state_names), (_ACTION, robot.action_names))
     )
-    layout = layout_of(robot, *picture, resample="bilinear")
-    return RobotTransform(robot, layout, state, action, sizes.state_width, sizes.action_width)
+    return state, action
 
 
 def _stats(path: Path, key: str, columns: Any, names: Sequence[str]) -> NormStats:
@@ -166,12 +206,15 @@ def _stats(path: Path, key: str, columns: Any, names: Sequence[str]) -> NormStat
         raise ValueError(f"{path}: {key} is no table of statistics")
     cut: dict[str, Any] = {"names": list(names), "count": 1}
     for column in _COLUMNS:
-        values = columns.get(column)
-        if not isinstance(values, list) or len(values) < len(names):
+        values: Any = columns.get(column)
+        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+        if not numbers or len(values) < len(names):
             raise ValueError(f"{path}: {key}: {column} is {str(values)[:60]}, expected at least {len(names)} numbers")
+        if any(values[len(names) :]):
+            raise ValueError(f"{path}: {key}: {column} has more than the {len(names)} dimensions of {', '.join(names)}")
         cut[column] = values[: len(names)]
     for i in range(len(names)):
-        if cut["q99"][i] - cut["q01"][i] <= 1e-8:  # 2 (x - q01) / max(q99 - q01, 1e-8) - 1 is -1 there, officially
+        if 0 <= cut["q99"][i] - cut["q01"][i] <= 1e-8:  # 2 (x - q01) / max(q99 - q01, 1e-8) - 1 is -1 there, officially
             cut["min"][i] = cut["q01"][i]
             cut["q99"][i] = cut["max"][i] = cut["q01"][i] + 2
     try:

@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from actwam.checkpoint import Checkpoint, load, newest, read_config, stored_codec
+from actwam.checkpoint import NO_ROBOT, Checkpoint, load, newest, read_config, stored_codec
 from actwam.data.transforms import RobotTransform
 from actwam.memory import Need, Tokens, acting_need, device_of, encoding
 from actwam.model.files import DTYPES, Precision, read_json
@@ -95,6 +95,8 @@ class Policy:
         place = device_of(device, here=False)
         folder = newest(Path(folder))
         config, sizes = read_json(folder / "config.json"), read_config(folder)
+        if config.get("robots") == []:
+            raise ValueError(f"{folder}: {NO_ROBOT}")
         try:
             window, picture = config["window"], config["robots"][0]["layout"]
             codec = encoding(*stored_codec(folder), picture["height"], picture["width"])

@@ -25,11 +25,11 @@ def import_(
     action_horizon: int | None = None,
     picture: tuple[int, int] | None = None,
     precision: Precision = "auto",
-    experts: Literal["one", "two"] = "two",
+    experts: Literal["one", "two"] | None = None,
     action_width: int | None = None,
     embodiments: int | None = None,
-    time_projection: Literal["chunks", "official"] = "chunks",
-    seed: int = 0,
+    time_projection: Literal["chunks", "official"] | None = None,
+    seed: int | None = None,
 ) -> int:
     """Make a checkpoint of GWP-0, GWP-0.5 or Wan 2.2.
 
@@ -44,27 +44,27 @@ def import_(
         action_horizon: Actions in a chunk, 48 in the official models.
         picture: Height and width of the composed picture, 384 and 320 in the official models.
         precision: What the weights are kept in; auto keeps what the files have.
-        experts: Only for Wan: one expert as in GWP-0, or a second one for actions as in GWP-0.5.
+        experts: Only for Wan: one expert as in GWP-0, or a second one for actions as in GWP-0.5 (the default).
         action_width: Only for Wan: dimensions that state and action are padded to, 32 if not given.
         embodiments: Only for Wan: robots with projectors of their own, one if not given.
         time_projection: Only for Wan with two experts: how the noise projection is cut; official repeats a fault.
-        seed: Only for Wan: draws the weights that Wan does not have.
+        seed: Only for Wan: draws the weights that Wan does not have, 0 if not given.
     """
     from actwam.convert import ImportConfig, import_model
     from actwam.recipes.gwp import ACTIONS
 
+    sizes = {"action_horizon": action_horizon, "picture": picture, "time_projection": time_projection, "seed": seed}
     side = {"width": action_width, "embodiments": embodiments}
-    sizes = {"action_horizon": action_horizon, "picture": picture}
+    for_wan = {"experts": experts, **side, "time_projection": time_projection, "seed": seed}
     config = ImportConfig(
         folder=folder,
         codec=codec,
         text=text,
         robots=robots,
         norm_stats=norm_stats,
-        actions=replace(ACTIONS, expert=ACTIONS.expert if experts == "two" else None, **_given(side)),
+        actions=replace(ACTIONS, expert=None if experts == "one" else ACTIONS.expert, **_given(side)),
         precision=precision,
-        time_projection=time_projection,
-        seed=seed,
+        only_for_wan=tuple(_given(for_wan)),
         **_given(sizes),
     )
     checkpoint = import_model(source, out, config)

@@ -5,6 +5,7 @@ A robot is written down as a YAML file; `examples/robots` holds two that explain
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,12 @@ def read_robot(path: Path) -> Embodiment:
     or unknown, and on a value that is not what it should be.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+        data, twice = yaml.safe_load(text), _twice(yaml.compose(text, yaml.SafeLoader))
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    if twice:
+        raise ValueError(f"{path}: key {twice} stands twice; keep one")
     if not isinstance(data, dict):
         raise ValueError(f"{path}: must hold the keys {', '.join(KEYS)}")
     missing, unknown = [key for key in KEYS if key not in data], [key for key in data if key not in (*KEYS, "index")]
@@ -72,7 +76,8 @@ def read_robot(path: Path) -> Embodiment:
         raise ValueError(f"{path}: {', '.join(wrong)}; a robot has {', '.join(KEYS)} and may have index")
     data = {"index": 0, **data}
     name, cameras = data["name"], data["cameras"]
-    _require(path, "name", name, isinstance(name, str) and name != "", "the robot_type of its datasets")
+    plain = isinstance(name, str) and re.fullmatch(r"[^/\\]+", name) is not None
+    _require(path, "name", name, plain, "the robot_type of its datasets, without slashes")
     for key, least in (("index", 0), ("fps", 1)):
         _require(path, key, data[key], _whole([data[key]], 1, least), f"a whole number of at least {least}")
     _require(path, "image_size", data["image_size"], _whole(data["image_size"], 2, 1), "[height, width] in pixels")
@@ -95,6 +100,15 @@ def read_robot(path: Path) -> Embodiment:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _twice(node: Any) -> str | None:
+    """The first key of a YAML table, or of a table in it, that YAML would silently let the later one win over."""
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    keys = [key.value for key, _ in node.value]
+    own = next((key for key in keys if keys.count(key) > 1), None)
+    return own or next((found for _, value in node.value if (found := _twice(value))), None)
+
+
 def _delta_mask(path: Path, delta: Any, actions: list[str]) -> tuple[bool, ...]:
     """True for the listed actions, or, of `all except: [...]`, for those that are not listed."""
     except_listed = isinstance(delta, dict) and list(delta) == ["all except"]
@@ -111,7 +125,8 @@ def _require(path: Path, key: str, value: Any, fits: bool, expected: str) -> Non
 
 def _names(value: Any) -> bool:
     """A list of one or more texts that differ."""
-    return isinstance(value, list) and all(isinstance(name, str) for name in value) and 0 < len(value) == len({*value})
+    texts = isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+    return texts and 0 < len(value) == len({*value})
 
 
 def _whole(value: Any, count: int, least: int) -> bool:

@@ -22,7 +22,7 @@ def partial_folder(folder: Path) -> Iterator[Path]:
         raise ValueError(f"{folder}: exists already; choose another folder or delete this one")
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    with _locked(partial):
+    with locked(partial):
         _clear(partial)
         try:
             yield partial
@@ -35,7 +35,7 @@ def partial_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this process. The system releases it however the process ends."""
     if sys.platform == "win32":  # an open file cannot be deleted there, so clearing fails on its own
         yield

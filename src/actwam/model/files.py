@@ -110,13 +110,12 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         data = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: refused, because it holds more than tensors ({reason}); do not trust it") from error
+        raise ValueError(f"{path}: refused, because it holds more than tensors; do not trust it") from error
     except (OSError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path}: cannot be read: {str(error).splitlines()[0]}; {_COPY}") from error
     for wrapper in _WRAPPERS:
         if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
             data = data[wrapper]
-    if not isinstance(data, dict) or not all(isinstance(tensor, Tensor) for tensor in data.values()):
+    if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items()):
         raise ValueError(f"{path}: holds no dictionary of tensors, wrapped in {' or '.join(_WRAPPERS)} or not")
     return data

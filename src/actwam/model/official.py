@@ -56,6 +56,8 @@ def read_official(
     try:
         layout, config = weights.read_config(shapes, stated, text_tokens=text_tokens, actions=actions)
         ours = weights.to_ours(tensors, config, layout, _dtype(tensors, precision))
+        if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise ValueError(f"NaN or Inf in {', '.join(bad)}: the training that wrote them had failed")
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     if layout == "wan":

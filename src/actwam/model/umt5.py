@@ -131,7 +131,7 @@ class _Encoder:
         encoding = self.tokenizer.encode(text)
         if len(encoding.ids) > tokens:
             raise ValueError(
-                f"instruction has {len(encoding.ids)} tokens, this model reads 1 to {tokens}: {text!r}; shorten it"
+                f"instruction has {len(encoding.ids)} tokens, this model reads 1 to {tokens}: {text[:80]!r}; shorten it"
             )
         ids, mask = (torch.tensor([numbers]) for numbers in (encoding.ids, encoding.attention_mask))
         return self.module(input_ids=ids, attention_mask=mask).last_hidden_state[0]

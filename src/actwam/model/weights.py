@@ -70,6 +70,10 @@ class ActionSide:
     embodiments: int = 1
     expert: tuple[int, int] | None = None
 
+    def __post_init__(self) -> None:
+        if min(self.width, self.embodiments, *(self.expert or ())) < 1:
+            raise ValueError(f"an action side needs widths and embodiments of at least 1, not {self}")
+
 
 def detect(shapes: Mapping[str, Shape]) -> Layout:
     """Which model these tensors are. Raises ValueError when they are none of the three."""
@@ -282,9 +286,11 @@ def _foreign_shape(here: str, shape: Shape, parts: int, config: TransformerConfi
 
 
 def _stated_heads(stated: Mapping[str, Any], inner: int) -> tuple[int, int, float]:
-    heads, head_width = stated.get("num_attention_heads"), stated.get("attention_head_dim")
+    heads: Any = stated.get("num_attention_heads")
+    head_width: Any = stated.get("attention_head_dim")
     eps = stated.get("eps", 1e-6)
-    if not (isinstance(heads, int) and isinstance(head_width, int) and heads * head_width == inner):
+    whole = isinstance(heads, int) and isinstance(head_width, int)
+    if not whole or heads < 1 or head_width % 2 or heads * head_width != inner:
         raise ValueError(
             f"config.json: num_attention_heads {heads!r} x attention_head_dim {head_width!r} must be the {inner} "
             "channels of attn1.to_q; take the config.json that belongs to these weights"

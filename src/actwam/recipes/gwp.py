@@ -37,6 +37,7 @@ CODEC_FILES = ("vae/*", "config.json", "diffusion_pytorch_model*")
 
 PICTURE = (384, 320)
 """Height and width of the composed picture."""
+SLOTS = ("head", "left", "right")
 ACTION_HORIZON, FUTURE_FRAMES = 48, 4
 TEXT_TOKENS = 64
 ACTION_EXPERT = (1024, 4096)
@@ -136,6 +137,8 @@ def finetune(
     model = replace(read_config(start), noisy_padding=False)
     if len(model.experts) != experts:
         raise ValueError(f"{start}: has {len(model.experts)} experts, this recipe is for {experts}")
+    if tune == "action_expert" and experts == 1:
+        raise ValueError("tune action_expert needs two experts, and GWP-0 has one: take lora or low_memory")
     training = TRAINING[experts, values]
     steps = training.steps if steps is None else steps
     stage = StageConfig(

@@ -178,8 +178,6 @@ class Recipe:
             raise ValueError(
                 f"recipe {self.name}: {len(self.robots)} robots need as many layouts of one size, not {sizes}"
             )
-        if len({robot.name for robot in self.robots}) < len(self.robots):
-            raise ValueError(f"recipe {self.name}: two robots are called {[robot.name for robot in self.robots]}")
         require_fitting(self.robots, self.model, f"recipe {self.name}")
         for robot, layout in zip(self.robots, self.layouts, strict=True):
             problem = f"recipe {self.name}: embodiment {robot.name}"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from actwam.checkpoint import TRAIN_STATE, Checkpoint, checkpoints, load, save
 from actwam.data.loader import Mixture
+from actwam.data.partial import locked
 from actwam.memory import device_of, require
 from actwam.model.files import read_safetensors
 from actwam.train.adapt import adapt, published
@@ -72,7 +73,9 @@ def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | Non
         if done and step_of(done[-1]) == stage.steps:
             continue
         batches = mixture(stage, start, datasets, run.cache, run.progress, device)
-        train_stage(recipe, stage, start, batches, folders[i], run, done[-1] if done else None)
+        folders[i].mkdir(parents=True, exist_ok=True)
+        with locked(folders[i]):
+            train_stage(recipe, stage, start, batches, folders[i], run, done[-1] if done else None)
     return folders[wanted[-1]]
 
 
