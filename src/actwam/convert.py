@@ -137,7 +137,7 @@ def _require_fit(
         raise ValueError(f"{source}: is {official.layout}; {', '.join(config.only_for_wan)}: for Wan only")
 
 
-def export_model(folder: Path, out: Path, *, pickled: bool = False) -> Official:
+def export_model(folder: Path, out: Path, *, pickled: bool = False) -> None:
     """Write a checkpoint as `out/transformer`, `out/vae` and one file of statistics for each robot.
 
     `pickled`: a `.bin` instead of safetensors, for GWP's C++ converter. Raises ValueError on a model without official
@@ -156,7 +156,7 @@ def export_model(folder: Path, out: Path, *, pickled: bool = False) -> Official:
         raise ValueError(f"{folder}: the official inference would run this model in another way: {', '.join(found)}")
     with partial_folder(out) as partial:
         try:
-            layout = write_official(checkpoint.model, partial, pickled=pickled)
+            write_official(checkpoint.model, partial, pickled=pickled)
         except (OSError, SafetensorError, RuntimeError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ValueError(f"{out}: could not be written: {reason}; free disk space") from error
@@ -165,7 +165,6 @@ def export_model(folder: Path, out: Path, *, pickled: bool = False) -> Official:
         for robot in checkpoint.robots:
             path = partial / f"norm_stats_{robot.embodiment.name}.json"
             path.write_text(json.dumps(_official_stats(robot), indent=2) + "\n", encoding="utf-8")
-    return Official(checkpoint.model, layout)
 
 
 def _beside(source: str, fetched: Path, part: str) -> str:
