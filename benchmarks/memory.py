@@ -94,6 +94,9 @@ def peak(name: str) -> int:
     for step in range(stage.steps):
         batch = Batch(
             modes=(Mode.POLICY,) * B,
+            history=torch.zeros(B, SMALL.latent_channels, 0, *TOKENS.grid),
+            history_valid=torch.ones(B, 0, dtype=torch.bool),
+            state_valid=torch.ones(B, dtype=torch.bool),
             future_valid=torch.ones(B, 1, dtype=torch.bool),
             latents=torch.randn(B, SMALL.latent_channels, 2, *TOKENS.grid),
             state=torch.randn(B, SMALL.state_width),

@@ -61,13 +61,16 @@ def need(device: torch.device = CPU, tokens: Tokens = TOKENS, **changes: Any) ->
     return training_need(CONFIG, stage, ACTION_CENTERED, tokens, device, precision)
 
 
-def noisy(stage: StageConfig) -> NoisyBatch:
-    """A batch whose second sample has no future."""
+def noisy(stage: StageConfig, moments: int = 0) -> NoisyBatch:
+    """A batch whose second sample has no future, and whose first has no past."""
     B = stage.batch_size
     valid = torch.ones(B, 2, dtype=torch.bool)
     valid[1] = stage.sources[0].mode is Mode.VIDEO
     batch = Batch(
         modes=(stage.sources[0].mode,) * B,
+        history=torch.zeros(B, tiny.CHANNELS, moments, 2, 4),
+        history_valid=torch.ones(B, moments, dtype=torch.bool),
+        state_valid=torch.ones(B, dtype=torch.bool),
         future_valid=valid,
         latents=tiny.noise_of(0, B, tiny.CHANNELS, 3, 2, 4),
         state=tiny.noise_of(1, B, 3),
@@ -78,20 +81,22 @@ def noisy(stage: StageConfig) -> NoisyBatch:
     )
     made = add_noise(batch, stage.objective, torch.Generator().manual_seed(0))
     values = {group: value.contiguous() for group, value in made.values.items()}
-    present = dict.fromkeys([Group.FUTURE], batch.future_valid.any(1))
+    present = {Group.FUTURE: batch.future_valid.any(1)}
+    if moments:
+        present[Group.HISTORY] = torch.arange(B)[:, None].expand(B, moments).contiguous() > 0
     targets = {group: target for group, target in made.targets.items() if group in made.weighs}
     weighs = {group: weighs.expand_as(targets[group]).contiguous() for group, weighs in made.weighs.items()}
     return replace(made, values=values, present=present, targets=targets, weighs=weighs)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_count_is_that_of_a_real_step(case: str) -> None:
+@pytest.mark.parametrize(("case", "moments"), [*((case, 0) for case in CASES), ("plain", 2), ("video", 2)])
+def test_the_count_is_that_of_a_real_step(case: str, moments: int) -> None:
     stage = tiny.stage(**CASES[case])
-    counted = need(**CASES[case])
+    counted = need(tokens=replace(TOKENS, history=moments), **CASES[case])
     model = WorldActionTransformer(CONFIG)
     adapt(model, stage, CPU)
     state = TrainState.start(model, stage)
-    batch, B = noisy(stage), stage.batch_size
+    batch, B = noisy(stage, moments), stage.batch_size
     text, rows, robots = tiny.TEXT.encode(["lift it"] * B), torch.arange(B), torch.zeros(B, dtype=torch.long)
     parameters = list(model.parameters())
     given = [*parameters, *(x for part in vars(batch).values() for x in part.values()), text, rows, robots]

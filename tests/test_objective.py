@@ -12,7 +12,7 @@ from torch import Tensor
 from actwam.objective import NoisyBatch, ObjectiveConfig, add_noise, losses, masked_mse
 from actwam.types import Batch, Group, Mode
 
-OBS, STATE, ACT, FUT = Group.OBSERVATION, Group.STATE, Group.ACTION, Group.FUTURE
+HIST, OBS, STATE, ACT, FUT = Group.HISTORY, Group.OBSERVATION, Group.STATE, Group.ACTION, Group.FUTURE
 CONFIG = ObjectiveConfig()
 
 
@@ -23,6 +23,9 @@ def batch(*modes: Mode, **changes: Tensor) -> Batch:
     valid[1::2, :, 2] = False
     made = Batch(
         modes=modes,
+        history=torch.zeros(B, tiny.CHANNELS, 0, 2, 4),
+        history_valid=torch.ones(B, 0, dtype=torch.bool),
+        state_valid=torch.ones(B, dtype=torch.bool),
         future_valid=torch.ones(B, 2, dtype=torch.bool),
         latents=tiny.noise_of(0, B, tiny.CHANNELS, 3, 2, 4),
         state=tiny.noise_of(1, B, 3),
@@ -86,6 +89,9 @@ def test_noise_levels_of_action_and_future_are_independent_and_shifted() -> None
     wide = replace(
         batch(Mode.POLICY),
         modes=(Mode.POLICY,) * B,
+        history=torch.zeros(B, 1, 0, 1, 1),
+        history_valid=torch.ones(B, 0, dtype=torch.bool),
+        state_valid=torch.ones(B, dtype=torch.bool),
         latents=torch.zeros(B, 1, 2, 1, 1),
         future_valid=torch.ones(B, 1, dtype=torch.bool),
         state=torch.zeros(B, 1),
@@ -158,6 +164,37 @@ def test_a_window_without_any_future_has_no_future_group() -> None:
     assert not counted[1].any()
     nothing = noisy(replace(made, future_valid=torch.zeros(2, 2, dtype=torch.bool)))
     assert FUT not in nothing.values
+
+
+def test_history_is_given_clean_and_says_which_moments_there_are() -> None:
+    valid = torch.tensor([[False, True], [True, True]])
+    made = batch(Mode.POLICY, Mode.VIDEO, history=tiny.noise_of(7, 2, tiny.CHANNELS, 2, 2, 4), history_valid=valid)
+    out = noisy(made)
+    assert torch.equal(out.values[HIST], made.history)
+    assert torch.equal(out.present[HIST], valid)
+    assert not out.sigmas[HIST].any()
+    assert HIST not in out.targets
+    assert HIST not in out.weighs
+    whole = noisy(replace(made, history_valid=torch.ones(2, 2, dtype=torch.bool)))
+    assert HIST in whole.values
+    assert HIST not in whole.present
+    assert HIST not in noisy(replace(made, history_valid=torch.zeros(2, 2, dtype=torch.bool))).values
+    assert all(
+        torch.equal(out.values[group], noisy(batch(Mode.POLICY, Mode.VIDEO)).values[group]) for group in (ACT, FUT)
+    )
+
+
+def test_a_state_that_is_not_known_or_dropped_is_not_there() -> None:
+    made = batch(Mode.POLICY, Mode.POLICY, Mode.WORLD, state_valid=torch.tensor([True, False, True]))
+    assert noisy(made).present[STATE].tolist() == [True, False, True]
+    assert STATE not in noisy(replace(made, state_valid=torch.zeros(3, dtype=torch.bool))).values
+    half = ObjectiveConfig(state_dropout=0.5)
+    many = batch(*(Mode.POLICY,) * 400)
+    felt = noisy(many, config=half).present[STATE]
+    assert 160 < int(felt.sum()) < 240
+    assert torch.equal(felt, noisy(many, config=half).present[STATE])
+    assert STATE not in noisy(many, config=ObjectiveConfig(state_dropout=1.0)).values
+    assert torch.equal(noisy(many, config=half).values[FUT], noisy(many).values[FUT])
 
 
 def predictions(out: NoisyBatch) -> dict[Group, Tensor]:

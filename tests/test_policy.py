@@ -1,4 +1,4 @@
-"""A policy as its user meets it: deterministic, without memory, and plain about what it cannot use."""
+"""A policy as its user meets it: deterministic, without hidden state, and plain about what it cannot use."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def test_there_is_no_memory_between_calls() -> None:
 @pytest.mark.parametrize("table", [ACTION_CENTERED, JOINT, VIDEO_FIRST, BIDIRECTIONAL], ids=lambda t: t.name)
 def test_a_batch_equals_one_by_one(table: str) -> None:
     robot, seen, seeds = replace(policy(), table=table), observations(4), [5, 5, 6, 7]
-    together = robot.act_batch(seen, seeds)
+    together, memories = robot.act_batch(seen, seeds)
+    assert memories == [None] * 4
     for observation, seed, chunk in zip(seen, seeds, together, strict=True):
         assert np.abs(robot.act(observation, seed=seed).actions - chunk.actions).max() < 1e-5
     imagined = robot.imagine_batch(seen, None, seeds)
@@ -185,7 +186,10 @@ def test_a_table_without_future_imagines_nothing() -> None:
 @pytest.mark.parametrize(
     ("actions", "message"),
     [
-        (np.zeros((tiny.HORIZON + 1, 3), np.float32), "imagine needs 4 actions, not 5"),
+        (
+            np.zeros((tiny.HORIZON + 1, 3), np.float32),
+            r"imagine needs 4 actions for each observation, not shape \(1, 5, 3\)",
+        ),
         (np.zeros((tiny.HORIZON, 2), np.float32), r"must end in the 3 of .* not shape \(1, 4, 2\)"),
         (np.full((tiny.HORIZON, 3), np.nan, np.float32), "x is nan"),
     ],
@@ -279,9 +283,11 @@ def test_a_run_is_opened_at_its_newest_checkpoint(tmp_path: Path) -> None:
     save(new, tmp_path / "step_00000010")
     seen = observations(1)[0]
     loaded = Policy.load(tmp_path, robot="robot_0")
-    assert np.array_equal(loaded.act(seen).actions, policy(0, new).act(seen).actions)
     earlier = Policy.load(str(tmp_path / "step_00000009"), robot="robot_0")
-    assert np.array_equal(earlier.act(seen).actions, policy(0, old).act(seen).actions)
+    for found, expected, other in ((loaded, new, old), (earlier, old, new)):
+        # about: how the weights lie in memory may change the last bits of a product
+        assert np.abs(found.act(seen).actions - policy(0, expected).act(seen).actions).max() < 1e-4
+        assert np.abs(found.act(seen).actions - policy(0, other).act(seen).actions).max() > 1e-2
     with pytest.raises(ValueError, match="trained on robot_0, robot_1; name one of them"):
         Policy.load(tmp_path)
     with pytest.raises(ValueError, match="not 'robot_9'"):
@@ -312,7 +318,7 @@ def test_the_last_instructions_are_kept_embedded(monkeypatch: pytest.MonkeyPatch
         assert len(robot._texts) <= 2
     assert "".join(embedded) == "abcb"
     three = [replace(seen, instruction=word) for word in "xyzx"]
-    together = robot.act_batch(three, [0, 1, 2, 3])
+    together, _ = robot.act_batch(three, [0, 1, 2, 3])
     assert list(robot._texts) == ["y", "z"]
     for observation, seed, chunk in zip(three, range(4), together, strict=True):
         assert np.abs(robot.act(observation, seed=seed).actions - chunk.actions).max() < 1e-5

@@ -171,12 +171,36 @@ def test_a_context_is_reused_and_holds_nothing_that_was_sampled(
 
 def test_a_context_that_does_not_fit_what_is_given_is_refused(model: WorldActionTransformer) -> None:
     _, context = draw(model, ACTION_CENTERED, [ACT])
-    with pytest.raises(ValueError, match="differ in observation"):
-        draw(model, ACTION_CENTERED, [ACT], {STATE: clean()[STATE]}, {**noise(), OBS: clean()[OBS]}, context)
     assert context is not None
+    with pytest.raises(ValueError, match="differ in state; sample without a context"):
+        draw(model, ACTION_CENTERED, [ACT], {OBS: clean()[OBS]}, context=context)
     alone = model.encode([replace(tiny.inputs()[OBS])], tiny.text(model), tiny.embodiments(), ACTION_CENTERED)
     with pytest.raises(ValueError, match="differ in state"):
         draw(model, ACTION_CENTERED, [ACT], context=alone)
+
+
+def test_a_context_that_sees_what_is_denoised_is_refused(model: WorldActionTransformer) -> None:
+    """Of the clean groups of BIDIRECTIONAL none stands still while another is denoised."""
+    _, context = draw(model, ACTION_CENTERED, [ACT])
+    with pytest.raises(ValueError, match="context of observation, state can be reused, because it sees action, future"):
+        draw(model, BIDIRECTIONAL, [ACT], context=context)
+    given = {**clean(), ACT: noise()[ACT]}
+    _, context = draw(model, ACTION_CENTERED, [FUT], given)
+    assert context is not None
+    assert set(context.groups) == {OBS, STATE, ACT}
+    with pytest.raises(ValueError, match="because it sees future, which is not given"):
+        draw(model, JOINT, [FUT], given, context=context)
+    assert draw(model, BIDIRECTIONAL, [ACT])[1] is None
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
+def test_a_video_has_no_state(model: WorldActionTransformer, table: Table) -> None:
+    """What is sampled without one is what is sampled where nobody sees it, step by step."""
+    given = {OBS: clean()[OBS]}
+    fast, _ = draw(model, table, [ACT], given)
+    order = [[ACT]] if ORDER[table.name][0] == [ACT] else ORDER[table.name]
+    assert largest_difference(fast, slowly(model, table, order, given, noise())) < 1e-5
+    assert largest_difference(fast, {**draw(model, table, [ACT])[0]}) > 1e-3
 
 
 def test_missing_noise_is_refused(model: WorldActionTransformer) -> None:

@@ -22,6 +22,7 @@ from actwam.tokens import (
     Table,
     attention_mask,
     plan,
+    table_named,
     tokens_denoised,
 )
 from actwam.types import Group
@@ -166,6 +167,35 @@ def test_history_is_encoded_when_there_is_one() -> None:
     assert plan(ACTION_CENTERED, {ACT}, {HIST, OBS, STATE}) == (stage({HIST, OBS, STATE}, {ACT}),)
 
 
+def test_state_and_history_that_are_not_given_are_not_there() -> None:
+    assert plan(ACTION_CENTERED, {ACT}, {OBS}) == (stage({OBS}, {ACT}),)
+    assert plan(BIDIRECTIONAL, {FUT}, {OBS, ACT}) == (stage(set(), {FUT}, recompute={OBS, ACT}),)
+    through_state = Table.parse("through", "            obs st act fut\nobservation  x\nstate            x      x\n"
+                                           "action       x   x  x\nfuture       x          x")  # fmt: skip
+    assert plan(through_state, {ACT}, {OBS, STATE}) == (stage({OBS}, {FUT}), stage({FUT, STATE}, {ACT}))
+    assert plan(through_state, {ACT}, {OBS}) == (stage({OBS}, {ACT}),)  # nobody looks at the future now
+
+
+@pytest.mark.parametrize("table", MASKS, ids=lambda table: table.name)
+def test_what_nothing_can_denoise_must_be_given(table: Table) -> None:
+    with pytest.raises(ValueError, match=f"{table.name}: observation must be given: nothing can denoise it"):
+        plan(table, {ACT}, {STATE})
+    for group in (HIST, OBS, STATE):
+        with pytest.raises(ValueError, match=f"{group} must be given"):
+            plan(table, {ACT, group}, {HIST, OBS, STATE} - {group})
+        assert plan(table, {group}, {HIST, OBS, STATE}) == () or table is BIDIRECTIONAL
+
+
+def test_a_table_is_found_by_its_name() -> None:
+    assert all(table_named(name) is table for name, table in TABLES.items())
+    with pytest.raises(ValueError) as caught:
+        table_named("SIDEWAYS")
+    assert str(caught.value) == (
+        "table 'SIDEWAYS' is unknown: there are ACTION_CENTERED, JOINT, VIDEO_FIRST, UNCOUPLED, ACTION_ONLY, "
+        "BIDIRECTIONAL"
+    )
+
+
 def test_the_cost_of_acting_follows_from_the_table() -> None:
     lengths = {OBS: 120, STATE: 1, ACT: 48, FUT: 120}
     cost = {table.name: tokens_denoised(plan(table, {ACT}, {OBS, STATE}), lengths) for table in MASKS}
@@ -179,14 +209,14 @@ def test_the_cost_of_acting_follows_from_the_table() -> None:
     }
 
 
-def reachable(table: Table, group: Group) -> set[Group]:
+def reachable(table: Table, group: Group, absent: set[Group]) -> set[Group]:
     """Slow twin of `Table.reach`: follow every x, one at a time."""
     found, left = set(), [group]
     while left:
         here = left.pop()
         if here not in found:
             found.add(here)
-            left += table.sees[here]
+            left += [key for key in table.sees[here] if key not in absent]
     return found
 
 
@@ -200,7 +230,12 @@ def test_any_plan_denoises_what_is_needed_and_encodes_the_settled(table: Table, 
     drawn = tuple(group for group in table.groups if group is not HIST)
     wanted = data.draw(st.sampled_from(subsets(drawn)))
     clean = set(data.draw(st.sampled_from(subsets(drawn))))
-    needed = set().union(*(reachable(table, group) for group in wanted)) - {HIST}
+    absent = {HIST, STATE} - clean - set(wanted)
+    needed = set().union(*(reachable(table, group, absent) for group in wanted))
+    if needed & {OBS, STATE} - clean:
+        with pytest.raises(ValueError, match="must be given"):
+            plan(table, wanted, clean)
+        return
     stages = plan(table, wanted, clean)
     denoised = [group for stage in stages for group in stage.denoise]
     assert sorted(denoised) == sorted(needed - clean)
@@ -210,12 +245,12 @@ def test_any_plan_denoises_what_is_needed_and_encodes_the_settled(table: Table, 
         assert not part.encode & (encoded | part.recompute | part.denoise)
         for group in part.encode:
             assert group in finished
-            assert not reachable(table, group) & unfinished
-            assert reachable(table, group) - {HIST} <= encoded | part.encode
+            assert not reachable(table, group, absent) & unfinished
+            assert reachable(table, group, absent) <= encoded | part.encode
         for group in part.denoise:
-            assert set(part.denoise) <= reachable(table, group)
-            assert reachable(table, group) & unfinished == set(part.denoise)
+            assert set(part.denoise) <= reachable(table, group, absent)
+            assert reachable(table, group, absent) & unfinished == set(part.denoise)
         encoded |= part.encode
-        looked_at = set().union(*(table.sees[g] for g in part.denoise | part.recompute)) - {HIST}
+        looked_at = set().union(*(table.sees[g] for g in part.denoise | part.recompute)) - absent
         assert looked_at <= encoded | part.recompute | part.denoise
         finished |= part.denoise

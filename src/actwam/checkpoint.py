@@ -17,7 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -39,11 +40,25 @@ from actwam.model.hub import assign_weights
 from actwam.model.text import TextEncoder, read_text
 from actwam.model.transformer import WorldActionTransformer
 from actwam.sampler import Sampling
-from actwam.tokens import TABLES, Table
+from actwam.tokens import Table, table_named
 
 FORMAT = 2
 TRAIN_STATE = "train_state"
 NO_ROBOT = "this checkpoint has no robot: name one when importing it, or fine-tune it on its data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A system without its weights and its codec; see `Checkpoint`."""
+
+    model: TransformerConfig
+    text: TextEncoder
+    table: Table
+    robots: tuple[RobotTransform, ...]
+    window: Window
+    sampling: Sampling
+    future: FutureTransform
+    trained: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,29 +132,44 @@ def load(folder: Path) -> Checkpoint:
     """
     folder = newest(folder)
     verify(folder)
-    config = _read_format(folder)
-    norm_stats = read_json(folder / "norm_stats.json")
-    try:
-        window, sizes = config["window"], TransformerConfig.from_json(config["model"])
-        parts: dict[str, Any] = {
-            "codec": read_codec(config["codec"], read_safetensors(folder / "codec.safetensors")),
-            "text": read_text(config["text"]),
-            "table": TABLES[config["table"]],
-            "robots": tuple(
+    setup, config = read_setup(folder), _read_format(folder)
+    with _described(folder):
+        codec = read_codec(config["codec"], read_safetensors(folder / "codec.safetensors"))
+    model = load_weights(setup.model, folder / "model.safetensors").eval()
+    digest = _sha256(folder / "manifest.json")
+    return Checkpoint(**{**vars(setup), "model": model}, codec=codec, digest=digest)
+
+
+def read_setup(folder: Path) -> Setup:
+    """What a checkpoint says of itself, without reading its weights. Raises ValueError as `load` does."""
+    folder = newest(folder)
+    config, norm_stats = _read_format(folder), read_json(folder / "norm_stats.json")
+    with _described(folder):
+        window: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["window"].items()}
+        return Setup(
+            model=TransformerConfig.from_json(config["model"]),
+            text=read_text(config["text"]),
+            table=table_named(config["table"]),
+            robots=tuple(
                 RobotTransform.from_json(robot, norm_stats[robot["embodiment"]["name"]]) for robot in config["robots"]
             ),
-            "window": Window(action_horizon=window["action_horizon"], future_offsets=tuple(window["future_offsets"])),
-            "sampling": Sampling(**config["sampling"]),
-            "future": FutureTransform(config["future"] and tuple(config["future"])),
-            "trained": config["trained"],
-        }
+            window=Window(**window),
+            sampling=Sampling(**config["sampling"]),
+            future=FutureTransform(config["future"] and tuple(config["future"])),
+            trained=config["trained"],
+        )
+
+
+@contextmanager
+def _described(folder: Path) -> Iterator[None]:
+    """Say of what goes wrong in the block that a file of the checkpoint is not as this version writes it."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{folder}: {type(error).__name__} {error}; config.json, norm_stats.json or codec.safetensors "
             "does not fit this version"
         ) from error
-    model = load_weights(sizes, folder / "model.safetensors").eval()
-    return Checkpoint(model=model, digest=_sha256(folder / "manifest.json"), **parts)
 
 
 def read_config(folder: Path) -> TransformerConfig:

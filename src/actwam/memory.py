@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
@@ -22,9 +23,9 @@ from torch.utils._pytree import tree_leaves
 
 from actwam.model.codec import read_codec
 from actwam.model.config import TransformerConfig
-from actwam.model.transformer import GroupInput, WorldActionTransformer
-from actwam.tokens import Table, plan
-from actwam.types import Group
+from actwam.model.transformer import GroupInput, TextContext, WorldActionTransformer
+from actwam.tokens import NEVER_NOISY, Table, plan
+from actwam.types import Context, Group
 
 RESERVE = 0.05
 """Of everything else, for workspaces of kernels and for holes between what is allocated."""
@@ -96,21 +97,26 @@ class Need:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """What a model reads at once: the latent grid (h, w), the latent frames of the future, and the actions."""
+    """What a model reads at once: the latent grid (h, w), the latent frames of the future, the actions, and the moments
+    of history at most.
+    """
 
     grid: tuple[int, int]
     future_frames: int
     actions: int
+    history: int = 0
 
     def shapes(self, config: TransformerConfig, batch: int) -> dict[Group, tuple[int, ...]]:
-        """Of the values of all groups but history, the future left out where there is none."""
+        """Of the values of all groups, history and future left out where there is none."""
         shapes = {
+            Group.HISTORY: (batch, config.latent_channels, self.history, *self.grid),
             Group.OBSERVATION: (batch, config.latent_channels, 1, *self.grid),
             Group.STATE: (batch, 1, config.state_width),
             Group.ACTION: (batch, self.actions, config.action_width),
             Group.FUTURE: (batch, config.latent_channels, self.future_frames, *self.grid),
         }
-        return {group: shape for group, shape in shapes.items() if group is not Group.FUTURE or self.future_frames}
+        absent = {Group.HISTORY: not self.history, Group.FUTURE: not self.future_frames}
+        return {group: shape for group, shape in shapes.items() if not absent.get(group)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +239,7 @@ def acting_need(
     instructions: int = 0,
 ) -> Need:
     """To act with `batch` observations at once, each with an instruction of its own, while the keys and values of as
-    many `instructions` are kept as earlier calls have left.
+    many `instructions` are kept as earlier calls have left, and the longest memory of each is handed over.
 
     Imagining is not counted: it takes more, above all for decoding the video.
     """
@@ -250,14 +256,15 @@ def acting_need(
     with torch.no_grad(), Ledger(given) as ledger:
         embedded = model.text_context(instruction)
         kept = instructions * ledger.alive // batch
-        context = None
-        for stage in plan(table, [Group.ACTION], [Group.OBSERVATION, Group.STATE]):
+        memory, context = _looked_back(model, table, values.get(Group.HISTORY), embedded, robots)
+        for stage in plan(table, [Group.ACTION], values.keys() & NEVER_NOISY):
             new = [group for group in Group if group in stage.encode - set(context.groups if context else ())]
             if new:
                 clean = [GroupInput(group, values[group], sigma) for group in new]
                 context = model.encode(clean, embedded, robots, table, context)
             along = [group for group in Group if group in stage.recompute | stage.denoise]
             model([GroupInput(group, values[group], sigma) for group in along], embedded, robots, table, context)
+    del memory  # which its owner keeps as long as that
     advice = "" if dtype == torch.bfloat16 else "act in bfloat16 (--precision bf16)"
     need = Need(
         weights=weights,
@@ -268,6 +275,25 @@ def acting_need(
         advice=advice,
     )
     return with_reserve(need, device)
+
+
+def _looked_back(
+    model: WorldActionTransformer,
+    table: Table,
+    history: Float[Tensor, "B Z R h w"] | None,
+    text: TextContext,
+    robots: Int[Tensor, "B"],
+) -> tuple[Context | None, Context | None]:
+    """The context of the longest memory that a policy is handed, and of the history that it makes of it."""
+    if history is None:
+        return None, None
+    sigma = torch.empty_like(robots, dtype=torch.float32)[:, None]
+
+    def encode(moments: Tensor, before: Context | None) -> Context:
+        return model.encode([GroupInput(Group.HISTORY, moments, sigma)], text, robots, table, before)
+
+    memory = encode(history[:, :, :-1], None) if history.shape[2] > 1 else None
+    return memory, encode(history[:, :, -1:], memory and model.advance(memory))
 
 
 def with_reserve(need: Need, device: torch.device) -> Need:

@@ -30,6 +30,8 @@ class ObjectiveConfig:
     """Share of the batches that carry the future. The others teach the action alone, at less cost."""
     shared_sigma: bool = False
     """One noise level for action and future, with the action's shift, as the released trainer of GWP-0 draws it."""
+    state_dropout: float = 0.0
+    """Share of the samples that are taught without their state: what learns from videos that have none needs it."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,15 @@ class NoisyBatch:
     """A batch with noise drawn: per group its noisy value, its noise level (B,), its target velocity, and who
     has it.
 
-    `present[group]` is False for samples in which the group does not exist; `weighs[group]` marks the
-    elements that count in the loss, broadcastable to the group's value, for the groups that anything counts in.
+    `present[group]` is False for samples in which the group does not exist (history: for moments, (B, R));
+    `weighs[group]` marks the elements that count in the loss, broadcastable to the group's value, for the groups that
+    anything counts in.
     """
 
     values: dict[Group, Float[Tensor, "B ..."]]
     sigmas: dict[Group, Float[Tensor, "B"]]
     targets: dict[Group, Float[Tensor, "B ..."]]
-    present: dict[Group, Bool[Tensor, "B"]]
+    present: dict[Group, Bool[Tensor, "B ..."]]
     weighs: dict[Group, Bool[Tensor, "B ..."]]
 
 
@@ -77,18 +80,26 @@ def add_noise(
         sigmas[group] = torch.where(_modes(batch, noisy_modes), level, 0.0)
         values[group] = flow.interpolate(clean, noise, sigmas[group])
         targets[group] = flow.velocity(clean, noise)
-    values |= {Group.OBSERVATION: observation, Group.STATE: batch.state[:, None]}
+    values |= {Group.HISTORY: batch.history, Group.OBSERVATION: observation, Group.STATE: batch.state[:, None]}
     clean = torch.zeros(B, device=observation.device)
-    sigmas |= {Group.OBSERVATION: clean, Group.STATE: clean}
+    sigmas |= {Group.HISTORY: clean, Group.OBSERVATION: clean, Group.STATE: clean}
     embodied = _modes(batch, STATE_MODES)
+    felt = embodied & batch.state_valid
+    if config.state_dropout:
+        felt &= (torch.rand(B, generator=generator) >= config.state_dropout).to(felt.device)
     has_future = batch.future_valid.any(1) & (not alone)
-    present = {Group.STATE: embodied, Group.ACTION: embodied, Group.FUTURE: has_future}
+    present = {
+        Group.HISTORY: batch.history_valid,
+        Group.STATE: felt,
+        Group.ACTION: embodied,
+        Group.FUTURE: has_future,
+    }
     absent = {group for group, who in present.items() if not who.any()}
     weighs = {
         Group.ACTION: batch.action_valid & _modes(batch, NOISY_ACTION)[:, None, None],
         Group.FUTURE: (batch.future_valid & _modes(batch, NOISY_FUTURE)[:, None])[:, None, :, None, None],
     }
-    keep = [group for group in (Group.OBSERVATION, Group.STATE, Group.ACTION, Group.FUTURE) if group not in absent]
+    keep = [group for group in Group if group not in absent]
     return NoisyBatch(
         values={group: values[group] for group in keep},
         sigmas={group: sigmas[group] for group in keep},

@@ -4,29 +4,32 @@
     chunk = policy.act(observation)
 
 A policy holds no state between calls: what an observation, an instruction and a seed give does not depend on
-what was asked before.
+what was asked before. One that looks back is handed its memory, and returns the next:
+
+    memories = [None]  # an episode begins
+    (chunk,), memories = policy.act_batch([observation], [seed], memories)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from actwam.checkpoint import NO_ROBOT, Checkpoint, load, newest, read_config, stored_codec
+from actwam.checkpoint import NO_ROBOT, Checkpoint, load, newest, read_setup, stored_codec
 from actwam.data.transforms import RobotTransform
 from actwam.memory import Need, Tokens, acting_need, device_of, encoding
-from actwam.model.files import DTYPES, Precision, read_json
+from actwam.model.files import DTYPES, Precision
 from actwam.model.transformer import TextContext
-from actwam.sampler import sample
-from actwam.tokens import TABLES, Table, plan
-from actwam.types import ActionChunk, Group, Observation
+from actwam.sampler import look_back, sample
+from actwam.tokens import Table, plan
+from actwam.types import ActionChunk, Context, Group, Memory, Observation
 
 TEXTS = 8
 """Instructions whose keys and values a policy keeps: the last ones it was given. In bfloat16 each takes 24 MB (GWP-0)
@@ -46,11 +49,14 @@ class Imagination:
 
 @dataclass(frozen=True)
 class Encoded:
-    """B observations as the model takes them, and their states as the robot gave them."""
+    """B observations as the model takes them, and their states as the robot gave them. `context` holds the history
+    among what is given, if there is any.
+    """
 
     given: Mapping[Group, Float[Tensor, "B ..."]]
     text: TextContext
     states: Float[np.ndarray, "B s"]
+    context: Context | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,49 +100,81 @@ class Policy:
         """
         place = device_of(device, here=False)
         folder = newest(Path(folder))
-        config, sizes = read_json(folder / "config.json"), read_config(folder)
-        if config.get("robots") == []:
+        setup = read_setup(folder)
+        if not setup.robots:
             raise ValueError(f"{folder}: {NO_ROBOT}")
+        layout, window = setup.robots[0].layout, setup.window
+        codec = encoding(*stored_codec(folder), layout.height, layout.width)
         try:
-            window, picture = config["window"], config["robots"][0]["layout"]
-            codec = encoding(*stored_codec(folder), picture["height"], picture["width"])
-            frames, actions = len(window["future_offsets"]) // codec.time_stride, window["action_horizon"]
-            table = TABLES[config["table"]]
             with safe_open(folder / "model.safetensors", "pt") as file:
                 stored = "bf16" if file.get_slice("patch_head.bias").get_dtype() == "BF16" else "fp32"
-        except (LookupError, TypeError, OSError, SafetensorError) as error:
+        except (OSError, SafetensorError) as error:
             raise ValueError(f"{folder}: {type(error).__name__} {error}; no policy can be loaded from it") from error
         return acting_need(
-            sizes,
-            table,
-            Tokens(grid=codec.grid, future_frames=frames, actions=actions),
+            setup.model,
+            setup.table,
+            Tokens(
+                grid=codec.grid,
+                future_frames=window.latent_frames(codec.time_stride),
+                actions=window.action_horizon,
+                history=len(window.history_offsets),
+            ),
             dtype=DTYPES[stored if precision == "auto" else precision],
             device=place,
             codec=codec,
             instructions=TEXTS,
         )
 
+    @property
+    def history_spacing(self) -> int:
+        """Control steps from one call to the next that a policy was trained for that looks back; 0 when it does not."""
+        return self.checkpoint.window.history_spacing
+
     def act(self, observation: Observation, *, seed: int = 0) -> ActionChunk:
-        """The next K actions, in the robot's units. `seed` draws the noise that they are denoised from.
+        """The next K actions, in the robot's units, as at the beginning of an episode. `seed` draws the noise that they
+        are denoised from.
 
         Raises ValueError on a missing or unknown camera, a wrong picture size or dtype, a state of the wrong
         width, NaN or Inf, and an instruction that is empty or too long.
         """
-        return self.act_batch([observation], [seed])[0]
+        return self.act_batch([observation], [seed])[0][0]
 
-    def act_batch(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ActionChunk]:
-        """`act` for many observations in one call of the model."""
-        encoded = self.encode(observations)
-        values = self._sample(encoded, [Group.ACTION], seeds)
-        return self._chunks(values[Group.ACTION], encoded.states)
+    def act_batch(
+        self,
+        observations: Sequence[Observation],
+        seeds: Sequence[int],
+        memories: Sequence[Memory | None] | None = None,
+    ) -> tuple[list[ActionChunk], list[Memory | None]]:
+        """`act` for many observations in one call of the model, or one for each length of memory.
+
+        A memory is what the call before, `history_spacing` control steps ago, returned for the same episode, and None
+        at its beginning. A policy that does not look back returns None for all. What was seen is remembered, and
+        never what was imagined.
+        """
+        chunks: dict[int, ActionChunk] = {}
+        after: dict[int, Memory | None] = {}
+        for rows, encoded in self._encoded(observations, seeds, memories):
+            values = self._sample(encoded, [Group.ACTION], [seeds[row] for row in rows])
+            chunks.update(zip(rows, self._chunks(values[Group.ACTION], encoded.states), strict=True))
+            after.update(zip(rows, self._remember(encoded, [observations[row] for row in rows]), strict=True))
+        return [chunks[row] for row in range(len(chunks))], [after[row] for row in range(len(after))]
+
+    def remember(
+        self, observations: Sequence[Observation], memories: Sequence[Memory | None] | None = None
+    ) -> list[Memory | None]:
+        """The memories that `act_batch` would return, without acting."""
+        after: dict[int, Memory | None] = {}
+        for rows, encoded in self._encoded(observations, range(len(observations)), memories):
+            after.update(zip(rows, self._remember(encoded, [observations[row] for row in rows]), strict=True))
+        return [after[row] for row in range(len(after))]
 
     def imagine(
         self, observation: Observation, *, actions: Float[np.ndarray, "K A"] | None = None, seed: int = 0
     ) -> Imagination:
         """The future that `actions` would bring, or, without them, the policy's own actions and their future.
 
-        Raises ValueError as `act` does, when `actions` are not K of the robot's width or not finite, and when
-        the table lets no action shape the future.
+        Raises ValueError as `act` does, when `actions` are not K of the robot's width or not finite, when the table
+        lets no action shape the future, and when there is no future to imagine.
         """
         given = None if actions is None else actions[None]
         return self.imagine_batch([observation], given, [seed])[0]
@@ -146,19 +184,29 @@ class Policy:
         observations: Sequence[Observation],
         actions: Float[np.ndarray, "B K A"] | None,
         seeds: Sequence[int],
+        memories: Sequence[Memory | None] | None = None,
     ) -> list[Imagination]:
-        """`imagine` for many observations in one call of the model."""
-        encoded = self.encode(observations)
-        given = {}
+        """`imagine` for many observations in one call of the model, or one for each length of memory."""
         if actions is not None:
             if Group.ACTION not in self.table.reach(Group.FUTURE):
                 raise ValueError(f"table {self.table.name}: the future does not see actions, so give none to imagine")
-            horizon = self.checkpoint.window.action_horizon
-            if actions.shape[1] != horizon:
-                raise ValueError(f"imagine needs {horizon} actions, not {actions.shape[1]}")
+            shape = len(observations), self.checkpoint.window.action_horizon
+            if actions.shape[:2] != shape:
+                raise ValueError(f"imagine needs {shape[1]} actions for each observation, not shape {actions.shape}")
+        imagined: dict[int, Imagination] = {}
+        for rows, encoded in self._encoded(observations, seeds, memories):
+            taken = None if actions is None else actions[rows]
+            imagined.update(zip(rows, self._imagine(encoded, taken, [seeds[row] for row in rows]), strict=True))
+        return [imagined[row] for row in range(len(imagined))]
+
+    def _imagine(
+        self, encoded: Encoded, actions: Float[np.ndarray, "B K A"] | None, seeds: Sequence[int]
+    ) -> list[Imagination]:
+        given = {}
+        if actions is not None:
             model_actions = self.robot.model_action(np.asarray(actions, np.float32), encoded.states)
             given[Group.ACTION] = torch.from_numpy(model_actions).to(self.device)
-        encoded = Encoded({**encoded.given, **given}, encoded.text, encoded.states)
+        encoded = replace(encoded, given={**encoded.given, **given})
         values = self._sample(encoded, [group for group in (Group.ACTION, Group.FUTURE) if group not in given], seeds)
         present = encoded.given[Group.OBSERVATION]
         future = self.checkpoint.future.denormalize(values[Group.FUTURE], present)
@@ -168,16 +216,92 @@ class Policy:
             actions = np.stack([chunk.actions for chunk in self._chunks(values[Group.ACTION], encoded.states)])
         return [Imagination(video, chunk) for video, chunk in zip(videos, actions, strict=True)]
 
-    def encode(self, observations: Sequence[Observation]) -> Encoded:
-        """Pictures to latents, states normalised, instructions embedded: what all decoding starts from."""
+    def _encoded(
+        self,
+        observations: Sequence[Observation],
+        seeds: Sequence[int],
+        memories: Sequence[Memory | None] | None,
+    ) -> Iterator[tuple[list[int], Encoded]]:
+        """The observations encoded, and which they are, together where as much is looked back on.
+
+        Raises ValueError unless each has a seed, and a memory if any has.
+        """
+        memories = [None] * len(observations) if memories is None else memories
+        for what, some in (("seeds", seeds), ("memories", memories)):
+            if len(some) != len(observations):
+                raise ValueError(f"{len(observations)} observations need as many {what}, not {len(some)}")
+        pasts = [self._past(memory, seen.instruction) for memory, seen in zip(memories, observations, strict=True)]
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for row, past in enumerate(pasts):
+            key = (past.seen.shape[2], past.context is None) if past else ()
+            alike.setdefault(key, []).append(row)
+        for rows in alike.values():
+            found = [past for row in rows if (past := pasts[row])]
+            yield rows, self.encode([observations[row] for row in rows], found)
+
+    def _past(self, memory: Memory | None, instruction: str) -> Memory | None:
+        """What is looked back on: `seen` of it. Where `context` is None, all of that must be encoded anew.
+
+        As many moments as training showed, and of more the newer half. What is kept of them is encoded anew: in deeper
+        layers it would else still tell what the dropped ones told it, and training never showed that. So a moment is
+        encoded at most twice on the average. Under a new instruction everything is encoded anew too.
+        """
+        most = len(self.checkpoint.window.history_offsets)
+        if memory is None:
+            return None
+        if not most:
+            raise ValueError("this policy does not look back: it takes no memories but None")
+        if memory.seen.shape[2] > most:
+            return Memory(instruction, memory.seen[:, :, -((most + 1) // 2) :], None)
+        return memory if memory.instruction == instruction else Memory(instruction, memory.seen, None)
+
+    def _remember(self, encoded: Encoded, observations: Sequence[Observation]) -> list[Memory | None]:
+        """What the next call is to be handed: what was looked back on, encoded, and what was seen now, which is not."""
+        if not self.checkpoint.window.history_offsets:
+            return [None] * len(observations)
+        seen = [encoded.given[group] for group in (Group.HISTORY, Group.OBSERVATION) if group in encoded.given]
+        contexts = encoded.context.split() if encoded.context else [None] * len(observations)
+        latents = torch.cat(seen, dim=2).split(1)
+        return [
+            Memory(observation.instruction, mine.clone(), context)  # of its own, or it would keep all others'
+            for observation, mine, context in zip(observations, latents, contexts, strict=True)
+        ]
+
+    def encode(self, observations: Sequence[Observation], pasts: Sequence[Memory] = ()) -> Encoded:
+        """Pictures to latents, states normalised, instructions embedded: what all decoding starts from.
+
+        `pasts` are what is looked back on (`_past`): all of one length, or none.
+        """
         prepared = [self.robot.observe(observation) for observation in observations]
         pictures = torch.from_numpy(np.stack([picture for picture, _ in prepared]))
-        given = {
-            Group.OBSERVATION: self.checkpoint.codec.encode(pictures).to(self.device),
-            Group.STATE: torch.from_numpy(np.stack([state for _, state in prepared]))[:, None].to(self.device),
-        }
+        given = {Group.OBSERVATION: self.checkpoint.codec.encode(pictures).to(self.device)}
+        if self.robot.embodiment.state_names:
+            given[Group.STATE] = torch.from_numpy(np.stack([state for _, state in prepared]))[:, None].to(self.device)
         states = np.stack([observation.state for observation in observations])
-        return Encoded(given, self._text([observation.instruction for observation in observations]), states)
+        encoded = Encoded(given, self._text([observation.instruction for observation in observations]), states)
+        return self._look_back(encoded, pasts) if pasts else encoded
+
+    def _look_back(self, encoded: Encoded, pasts: Sequence[Memory]) -> Encoded:
+        """With the history that the memories hold. Raises ValueError on memories of another model or robot."""
+        history, present = torch.cat([past.seen for past in pasts]), encoded.given[Group.OBSERVATION]
+        if history[:, :, -1:].shape != present.shape:
+            raise ValueError(
+                f"memories hold latents of {tuple(history.shape)} and the present is {tuple(present.shape)}: hand a "
+                "policy only what it returned itself"
+            )
+        before = [past.context for past in pasts if past.context]
+        context = look_back(
+            self.checkpoint.model,
+            self.table,
+            history,
+            encoded.text,
+            self._embodiment(len(pasts)),
+            Context.stack(before) if before else None,
+        )
+        return replace(encoded, given={Group.HISTORY: history, **encoded.given}, context=context)
+
+    def _embodiment(self, count: int) -> Int[Tensor, "B"]:
+        return torch.full((count,), self.robot.embodiment.index, device=self.device)
 
     def _text(self, instructions: Sequence[str]) -> TextContext:
         """Keys and values of instructions; those of the last `TEXTS` distinct ones are kept."""
@@ -199,8 +323,6 @@ class Policy:
     def _sample(
         self, encoded: Encoded, wanted: Iterable[Group], seeds: Sequence[int]
     ) -> dict[Group, Float[Tensor, "B ..."]]:
-        if len(seeds) != len(encoded.states):
-            raise ValueError(f"{len(encoded.states)} observations need as many seeds, not {len(seeds)}")
         noisy = {group for stage in plan(self.table, wanted, encoded.given) for group in stage.denoise}
         values, _ = sample(
             self.checkpoint.model,
@@ -209,17 +331,23 @@ class Policy:
             noise=self._noise(noisy, encoded, seeds),
             wanted=wanted,
             text=encoded.text,
-            embodiment=torch.full((len(seeds),), self.robot.embodiment.index, device=self.device),
+            embodiment=self._embodiment(len(seeds)),
             sampling=self.checkpoint.sampling,
+            context=encoded.context,
         )
         return values
 
     def _noise(self, groups: set[Group], encoded: Encoded, seeds: Sequence[int]) -> dict[Group, Tensor]:
         """Noise that belongs to (seed, group): adding a group or a neighbour in the batch changes no other
-        noise.
+        noise. Raises ValueError when a future is asked for that the window does not have.
         """
         window, observed = self.checkpoint.window, encoded.given[Group.OBSERVATION]
         frames = window.latent_frames(self.checkpoint.codec.time_stride)
+        if Group.FUTURE in groups and not frames:
+            raise ValueError(
+                f"table {self.table.name}: this checkpoint predicts no future frames, so there is nothing to imagine; "
+                "where actions see the future, act with table ACTION_ONLY"
+            )
         shapes = {
             Group.ACTION: (window.action_horizon, self.robot.action_width),
             Group.FUTURE: (observed.shape[1], frames, *observed.shape[3:]),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actwam import flow
 from actwam.model.transformer import GroupInput, TextContext, WorldActionTransformer
-from actwam.tokens import Table, plan
+from actwam.tokens import MAY_BE_ABSENT, Table, plan
 from actwam.types import Context, Group
 
 
@@ -51,8 +51,8 @@ def sample(
     context of given groups, which may be handed to the next call that is given the same.
 
     `given` are clean groups; those already in `context` are not encoded again. `noise` holds the starting
-    noise of every group that `plan` denoises. Raises ValueError when some is missing, and on a context that
-    does not fit what is given.
+    noise of every group that `plan` denoises. Raises ValueError when some is missing, on a context that does not fit
+    what is given, and on one that the table does not let stand because it sees what is not finished.
     """
     stages, values, reusable = plan(table, wanted, given), dict(given), context
     missing = {group for stage in stages for group in stage.denoise} - set(noise)
@@ -84,15 +84,40 @@ def sample(
 
 
 def _require_fitting(context: Context | None, table: Table, given: Mapping[Group, Tensor]) -> None:
-    """Every group of the context must be given, and have been encoded with all given groups that it sees."""
-    groups = set(context.groups if context else ())
-    seen = frozenset[Group]().union(*(table.reach(group) for group in groups))
+    """Every group of the context must be given, must have been encoded with all given groups that it sees, and must see
+    nothing that is not given: such a group changes while the other is denoised.
+    """
+    groups, absent = set(context.groups if context else ()), MAY_BE_ABSENT - set(given)
+    seen = frozenset[Group]().union(*(table.reach(group, absent) for group in groups))
     wrong = (groups - set(given)) | (seen & set(given) - groups)
     if wrong:
         raise ValueError(
             f"table {table.name}: the context and what is given differ in {', '.join(sorted(wrong))}; "
             "sample without a context, or give the groups it was made from"
         )
+    if unfinished := seen - set(given):
+        raise ValueError(
+            f"table {table.name}: no context of {', '.join(sorted(groups))} can be reused, because it sees "
+            f"{', '.join(sorted(unfinished))}, which is not given; sample without a context"
+        )
+
+
+@torch.inference_mode()
+def look_back(
+    model: WorldActionTransformer,
+    table: Table,
+    history: Float[Tensor, "B Z R h w"],
+    text: TextContext,
+    embodiment: Int[Tensor, "B"],
+    before: Context | None,
+) -> Context:
+    """The context of what was seen, oldest first, one moment from each to the next and to the present.
+
+    `before` is what this returned a moment ago, for all of `history` but its last: then that alone is encoded.
+    """
+    if before is not None:
+        before, history = model.advance(before), history[:, :, -1:]
+    return model.encode([GroupInput(Group.HISTORY, history, _level(0.0, history))], text, embodiment, table, before)
 
 
 def _level(sigma: float, value: Float[Tensor, "B ..."]) -> Float[Tensor, "B 1"]:

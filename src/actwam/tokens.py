@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool
@@ -57,12 +58,14 @@ class Table:
         """The groups of this family, `history` first, in the order of the picture."""
         return tuple(self.sees)
 
-    def reach(self, group: Group) -> frozenset[Group]:
-        """All groups that `group` depends on, directly or through others, itself included."""
-        found, new = frozenset({group}), self.sees[group]
+    def reach(self, group: Group, absent: Set[Group] = frozenset()) -> frozenset[Group]:
+        """All groups that `group` depends on, directly or through others, itself included, where there are no
+        `absent` ones.
+        """
+        found, new = frozenset({group}), self.sees[group] - absent
         while not new <= found:
             found |= new
-            new = frozenset().union(*(self.sees[g] for g in found))
+            new = frozenset().union(*(self.sees[g] for g in found)) - absent
         return found
 
     def draw(self) -> str:
@@ -130,6 +133,17 @@ BIDIRECTIONAL = Table.parse("BIDIRECTIONAL", """
 
 TABLES = {table.name: table for table in (ACTION_CENTERED, JOINT, VIDEO_FIRST, UNCOUPLED, ACTION_ONLY, BIDIRECTIONAL)}
 
+MAY_BE_ABSENT = frozenset({Group.HISTORY, Group.STATE})
+"""An episode begins without a past, and a video has no state."""
+NEVER_NOISY = MAY_BE_ABSENT | {Group.OBSERVATION}
+
+
+def table_named(name: str) -> Table:
+    """The family of this name. Raises ValueError, listing those there are, on any other."""
+    if name not in TABLES:
+        raise ValueError(f"table {name!r} is unknown: there are {', '.join(TABLES)}")
+    return TABLES[name]
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -183,22 +197,29 @@ def plan(table: Table, wanted: Iterable[Group], given: Iterable[Group]) -> tuple
     """How to sample the `wanted` groups when the `given` groups are clean.
 
     Noisy groups that a wanted one depends on are denoised with it (they see each other) or before it (it is
-    seen). Nothing else is touched: this is why an ACTION_CENTERED policy needs no future to act.
+    seen). Nothing else is touched: this is why an ACTION_CENTERED policy needs no future to act. State and history
+    that are not given are not there: nobody looks at them. Raises ValueError when a group is wanted, or an
+    observation needed, that is not given and that nothing can denoise.
     """
     wanted, given = frozenset(wanted), frozenset(given)
     _require_known(table, wanted | given)
-    used = frozenset().union(*(table.reach(group) for group in wanted)) - ({Group.HISTORY} - given)
+    reach = partial(table.reach, absent=MAY_BE_ABSENT - given - wanted)
+    used = frozenset().union(*(reach(group) for group in wanted))
+    if lacking := used & NEVER_NOISY - given:
+        raise ValueError(
+            f"table {table.name}: {', '.join(sorted(lacking))} must be given: nothing can denoise it out of noise"
+        )
     remaining, finished, encoded = used - given, used & given, frozenset[Group]()
     stages = []
     while remaining:
         together = next(
             component
             for group in sorted(remaining)
-            if table.reach(group) & remaining
-            <= (component := frozenset(g for g in remaining if group in table.reach(g) and g in table.reach(group)))
+            if reach(group) & remaining
+            <= (component := frozenset(g for g in remaining if group in reach(g) and g in reach(group)))
         )
-        settled = frozenset(group for group in finished if not table.reach(group) & remaining)
-        seen = frozenset().union(*(table.reach(group) for group in together))
+        settled = frozenset(group for group in finished if not reach(group) & remaining)
+        seen = frozenset().union(*(reach(group) for group in together))
         stages.append(Stage((settled - encoded) & seen, (finished - settled) & seen, together))
         encoded |= settled & seen
         finished, remaining = finished | together, remaining - together

@@ -7,6 +7,7 @@ Every shape in the code is written with these letters, and with no others:
     L sequence         D width             N heads               K action horizon
     A action width     S state width       M text tokens         E text width
     C colour channels (3, RGB)             G head width          Q queried tokens
+    R moments of history
 
 Pictures are uint8 RGB, height before width, values 0..255. Actions and states are float32 in the robot's own
 units until `data.normalize` maps them to the model's range. `sigma` is a noise level: 0 is clean, 1 is pure
@@ -16,11 +17,12 @@ token may look.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
@@ -75,16 +77,21 @@ class ActionChunk:
 
 @dataclass(frozen=True)
 class Batch:
-    """B training windows on one device: the present frame and its state, the next K actions, F future frames.
+    """B training windows on one device: past frames, the present one and its state, the next K actions, F future
+    frames.
 
-    `latents` holds the present frame at index 0 and then the future frames. `state` and `action` are
-    normalised and padded to the model's widths. `action_valid` is False past the end of the episode and in
-    padded dimensions, `future_valid` is False for frames past the end.
+    `latents` holds the present frame at index 0 and then the future frames, `history` those before it, oldest first.
+    `state` and `action` are normalised and padded to the model's widths. `action_valid` is False past the end of the
+    episode and in padded dimensions, `future_valid` is False for frames past the end, `history_valid` for those before
+    the beginning. `state_valid` is False for windows of which no state is known.
     """
 
     modes: tuple[Mode, ...]
+    history: Float[Tensor, "B Z R h w"]
+    history_valid: Bool[Tensor, "B R"]
     future_valid: Bool[Tensor, "B F"]
     latents: Float[Tensor, "B Z 1+F h w"]
+    state_valid: Bool[Tensor, "B"]
     state: Float[Tensor, "B S"]
     action: Float[Tensor, "B K A"]
     action_valid: Bool[Tensor, "B K A"]
@@ -104,3 +111,38 @@ class Context:
     lengths: tuple[int, ...]
     keys: tuple[Float[Tensor, "B N L G"], ...]
     values: tuple[Float[Tensor, "B N L G"], ...]
+
+    @classmethod
+    def stack(cls, contexts: Sequence[Context]) -> Context:
+        """Contexts of the same groups, as many tokens of each, one after another as one batch."""
+        first = contexts[0]
+        if len(contexts) == 1:
+            return first
+        keys = zip(*(context.keys for context in contexts), strict=True)
+        values = zip(*(context.values for context in contexts), strict=True)
+        return cls(first.groups, first.lengths, tuple(map(torch.cat, keys)), tuple(map(torch.cat, values)))
+
+    def split(self) -> list[Context]:
+        """One context for each sample of the batch, each in memory of its own."""
+        if len(self.keys[0]) == 1:
+            return [self]
+        keys = zip(*(k.split(1) for k in self.keys), strict=True)
+        values = zip(*(v.split(1) for v in self.values), strict=True)
+        return [
+            Context(self.groups, self.lengths, tuple(map(torch.clone, k)), tuple(map(torch.clone, v)))
+            for k, v in zip(keys, values, strict=True)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What a policy remembers of one episode, from one call to the next. A value: the policy itself holds none.
+
+    `seen` are the latents of the last pictures that it looked at, oldest first: those that it looked back on when it
+    was called last, and behind them what it saw then. `context` holds the former, encoded for `instruction` and at
+    their places as of that call; None when it was the first.
+    """
+
+    instruction: str
+    seen: Float[Tensor, "1 Z n h w"]
+    context: Context | None

@@ -36,6 +36,9 @@ def batch(B: int = 2) -> Batch:
     valid[1, 3:] = False
     return Batch(
         modes=(Mode.POLICY,) * B,
+        history=torch.zeros(B, 4, 0, 4, 6),
+        history_valid=torch.ones(B, 0, dtype=torch.bool),
+        state_valid=torch.ones(B, dtype=torch.bool),
         future_valid=torch.ones(B, 1, dtype=torch.bool),
         latents=noise(0, B, 4, 2, 4, 6),
         state=noise(1, B, WIDTH),

@@ -146,6 +146,90 @@ def test_a_moment_is_appended_to_a_history_whose_frames_do_not_divide(model: Wor
     assert context.lengths == (8, 16)
 
 
+def step_by_step(model: WorldActionTransformer, frames: int = 3) -> Context:
+    """The history encoded as it comes: a frame at a time, each a moment after the one before."""
+    context = encode(model, JOINT, [history(model, slice(0, 1))])
+    for i in range(1, frames):
+        context = encode(model, JOINT, [history(model, slice(i, i + 1))], model.advance(context))
+    return context
+
+
+@pytest.mark.parametrize("changes", [{}, {"patch": (2, 2), "head_width": 20}], ids=["plain", "patches"])
+@pytest.mark.parametrize("experts", ["one", "two"])
+def test_history_moves_on_by_a_turn_of_its_keys(experts: str, changes: dict[str, object]) -> None:
+    """As if all of it had been encoded now, at the places where it stands now."""
+    model = tiny.model(experts, **changes)
+    with torch.no_grad():
+        whole, moved = encode(model, JOINT, [history(model, slice(None))]), step_by_step(model)
+        for now, then in ((whole.keys, moved.keys), (whole.values, moved.values)):
+            assert max(difference(a, b) for a, b in zip(now, then, strict=True)) < 1e-5
+        inputs = tiny.inputs()
+        clean, noisy = [inputs[group] for group in CLEAN], [inputs[group] for group in (ACT, FUT)]
+        expected = run(model, JOINT, [history(model, slice(None)), *inputs.values()])
+        found = run(model, JOINT, noisy, encode(model, JOINT, clean, moved))
+        assert max(difference(expected[group], found[group]) for group in found) < 1e-5
+        unmoved = encode(model, JOINT, [history(model, slice(1, 3))], encode(model, JOINT, [history(model, slice(1))]))
+        wrong = run(model, JOINT, noisy, encode(model, JOINT, clean, unmoved))
+        assert difference(expected[ACT], wrong[ACT]) > 1e-4
+
+
+def test_two_moments_are_one_and_one_and_the_values_stand_still(model: WorldActionTransformer) -> None:
+    with torch.no_grad():
+        context = step_by_step(model)
+        once, twice = model.advance(context, 2), model.advance(model.advance(context))
+    assert (once.groups, once.lengths) == (context.groups, context.lengths)
+    assert all(a is b for a, b in zip(context.values, once.values, strict=True))
+    assert max(difference(a, b) for a, b in zip(once.keys, twice.keys, strict=True)) < 1e-6
+    assert min(difference(a, b) for a, b in zip(once.keys, context.keys, strict=True)) > 0.1
+
+
+def test_in_bfloat16_keys_stay_bfloat16_and_near() -> None:
+    model = tiny.model().to(torch.bfloat16)
+    with torch.no_grad():
+        whole, moved = encode(model, JOINT, [history(model, slice(None))]), step_by_step(model)
+    for now, then in zip(whole.keys, moved.keys, strict=True):
+        assert then.dtype == torch.bfloat16
+        assert float((now - then).float().norm() / now.float().norm()) < 0.02
+
+
+def test_what_is_no_history_does_not_move_on(model: WorldActionTransformer) -> None:
+    inputs = tiny.inputs()
+    context = encode(model, JOINT, [history(model, slice(None)), inputs[OBS], inputs[STATE]])
+    with pytest.raises(ValueError, match="only history moves on, and this context holds history, observation, state"):
+        model.advance(context)
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
+def test_moments_that_a_sample_lacks_are_as_if_left_out(model: WorldActionTransformer, table: Table) -> None:
+    """Training hides the oldest of three places; acting has fewer, and they stand at the newest ones."""
+    inputs = [item for group, item in tiny.inputs().items() if group in table.groups]
+    item = history(model, slice(None))
+    valid = torch.tensor([[False, False, True], [True, True, True], [False, False, False]])
+    garbage = replace(item, value=torch.where(valid[:, None, :, None, None], item.value, 1e3))
+    masked = run(model, table, [garbage, *inputs], valid={HIST: valid})
+    for sample, frames in enumerate((slice(2, 3), slice(0, 3), None)):
+        shown = [] if frames is None else [history(model, frames)]
+        expected = run(model, table, [*shown, *inputs])
+        for group in (ACT, FUT):
+            if group in table.groups:
+                assert difference(masked[group][sample], expected[group][sample]) < 1e-5
+    assert all(value.isfinite().all() for value in masked.values())
+
+
+def test_stacked_and_split_contexts_are_those_of_the_samples(model: WorldActionTransformer) -> None:
+    with torch.no_grad():
+        whole = step_by_step(model)
+    alone = whole.split()
+    assert [len(context.keys[0]) for context in alone] == [1, 1, 1]
+    assert all(context.groups == whole.groups and context.lengths == whole.lengths for context in alone)
+    for side in ("keys", "values"):
+        for one, k in zip(getattr(alone[1], side), getattr(whole, side), strict=True):
+            assert torch.equal(one, k[1:2])
+            assert one.untyped_storage().nbytes() == one.numel() * one.element_size()  # nobody else's is kept
+        again = getattr(Context.stack(alone), side)
+        assert all(torch.equal(a, b) for a, b in zip(again, getattr(whole, side), strict=True))
+
+
 def test_the_embodiment_changes_the_actions(model: WorldActionTransformer) -> None:
     inputs, text = list(tiny.inputs().values()), tiny.text(model)
     first, second = (model(inputs, text, torch.full((3,), i), ACTION_CENTERED) for i in range(2))

@@ -18,7 +18,8 @@ from actwam.data.loader import Window
 from actwam.data.writer import DatasetWriter
 from actwam.model.codec import PatchPCACodec
 from actwam.policy import Imagination, Policy
-from actwam.tokens import ACTION_CENTERED, ACTION_ONLY, Table
+from actwam.tokens import ACTION_CENTERED, ACTION_ONLY, JOINT, UNCOUPLED, VIDEO_FIRST, Table
+from actwam.types import Group, Memory
 from actwam.world.imagine import choose_windows, imagine_dataset, measure, observation_at, read_clip
 from actwam.world.quality import PSNR_CEILING
 from actwam.world.strip import draw_strip
@@ -127,7 +128,7 @@ def test_the_batch_size_changes_nothing(dataset: LeRobotDataset, tmp_path: Path)
 
 
 def test_the_real_actions_are_given(dataset: LeRobotDataset, tmp_path: Path, monkeypatch) -> None:
-    def perfect(self: Policy, observations, actions, seeds) -> list[Imagination]:
+    def perfect(self: Policy, observations, actions, seeds, memories) -> list[Imagination]:
         chosen = choose_windows(self, dataset, 4, seed=0)
         clips = [read_clip(self, dataset, *window) for window in chosen]
         np.testing.assert_array_equal(actions, [clip.actions for clip in clips])
@@ -137,6 +138,42 @@ def test_the_real_actions_are_given(dataset: LeRobotDataset, tmp_path: Path, mon
     result = imagine_dataset(tiny_policy(), dataset, windows=4, seed=0, out=tmp_path / "out")
     assert result.psnr == pytest.approx(PSNR_CEILING)
     assert result.imagined.overall.psnr_moved == pytest.approx(PSNR_CEILING)
+
+
+@pytest.mark.parametrize("table", [VIDEO_FIRST, UNCOUPLED], ids=lambda table: table.name)
+def test_actions_that_could_not_matter_are_not_given(dataset: LeRobotDataset, tmp_path: Path, table: Table) -> None:
+    result = imagine_dataset(tiny_policy(table=table), dataset, windows=3, seed=0, out=tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "imagine.json").read_text())["condition"] == "nothing"
+    moved = replace(dataset, action=dataset.action + 1)
+    again = imagine_dataset(tiny_policy(table=table), moved, windows=3, seed=0, out=tmp_path / "moved")
+    assert again.imagined == result.imagined
+    given = imagine_dataset(tiny_policy(), dataset, windows=3, seed=0, out=tmp_path / "given")
+    assert given.condition == "actions"
+
+
+def test_who_looks_back_is_shown_what_was_to_be_seen(
+    dataset: LeRobotDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = Window(action_horizon=tiny.HORIZON, future_offsets=tiny.OFFSETS, history_offsets=(-4, -2))
+    checkpoint = tiny.checkpoint(window=window, table=JOINT)
+    policy = Policy(checkpoint, checkpoint.robot(ROBOT.name), JOINT, torch.device("cpu"))
+    handed: list[Memory | None] = []
+    imagine_batch = Policy.imagine_batch
+
+    def noted(self: Policy, observations, actions, seeds, memories) -> list[Imagination]:
+        handed.extend(memories)
+        return imagine_batch(self, observations, actions, seeds, memories)
+
+    monkeypatch.setattr(Policy, "imagine_batch", noted)
+    imagine_dataset(policy, dataset, windows=21, seed=0, out=tmp_path / "out")
+    chosen = choose_windows(policy, dataset, 21, seed=0)
+    assert [start for episode, start in chosen if episode == 0] == [0, 1, 2, 3, 4, 5]
+    for memory, (episode, start) in zip(handed, chosen, strict=True):
+        past = [observation_at(dataset, policy.robot, episode, t) for t in (start - 4, start - 2) if t >= 0]
+        assert (memory is None) == (not past)
+        if memory is not None:
+            latents = [policy.encode([seen]).given[Group.OBSERVATION] for seen in past]
+            assert torch.equal(memory.seen, torch.cat(latents, dim=2))
 
 
 def test_a_still_world_has_no_moved_pixels(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""How long acting takes: action-only against joint decoding, of the same weights in the same run.
+"""How long acting takes: a policy's own decoding against joint decoding, of the same weights in the same run.
 
 Inside the timer is everything between an observation and an action chunk: composing the picture, the codec,
 the normalisation, encoding the context, all Euler steps, and the inverse transforms. Outside it are
 rendering, and the embedding of the instruction, which a policy does once per sentence and the warm-up has
-done.
+done. A policy that looks back is handed its memory from call to call, as in an episode that does not end.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from actwam.policy import Policy
-from actwam.tokens import JOINT, plan, tokens_denoised
-from actwam.types import Group, Observation
+from actwam.tokens import JOINT, NEVER_NOISY, Stage, plan, tokens_denoised
+from actwam.types import Group, Memory, Observation
 
 
 @dataclass(frozen=True)
@@ -42,47 +42,77 @@ class Latency:
 def measure_latency(
     policy: Policy, observation: Observation, *, repeats: int = 200, warmup: int = 10
 ) -> dict[str, Latency]:
-    """Time `policy.act` on one observation: `action_only` with the policy's own table, `joint` with `JOINT`.
+    """Time acting on one observation: `action_only`, or whatever the policy's own table is called that denoises more
+    than actions, and `joint` with `JOINT`, if there is a future to denoise jointly. Raises as `time_policies` does.
+    """
+    lengths = group_lengths(policy, observation)
+    cases = {_name(policy, lengths): policy}
+    if Group.FUTURE in lengths:
+        cases |= {"joint": replace(policy, table=JOINT)}
+    return time_policies(cases, observation, repeats=repeats, warmup=warmup)
 
-    The cases take turns, so that a machine that gets slower or faster meanwhile does it to both. Raises
-    ValueError when there is nothing to repeat, and when the checkpoint has no future to denoise jointly.
+
+def time_policies(
+    policies: Mapping[str, Policy], observation: Observation, *, repeats: int, warmup: int
+) -> dict[str, Latency]:
+    """Time acting of several policies on one observation, by name.
+
+    They take turns, so that a machine that gets slower or faster meanwhile does it to all. Raises ValueError when there
+    is nothing to repeat.
     """
     if repeats < 1 or warmup < 1:
         raise ValueError(f"latency needs at least one repeat and one warm-up call, not {repeats} and {warmup}")
-    if not policy.checkpoint.window.future_offsets:
-        raise ValueError("this checkpoint predicts no future frames: there is no joint decoding to compare with")
-    cases = {"action_only": policy, "joint": replace(policy, table=JOINT)}
-    times: dict[str, list[float]] = {name: [] for name in cases}
+    times: dict[str, list[float]] = {name: [] for name in policies}
+    memories: dict[str, Memory | None] = dict.fromkeys(policies)
     for call in range(warmup + repeats):
-        for name, case in cases.items():
-            elapsed = _time_act(case, observation, seed=call)
+        for name, policy in policies.items():
+            elapsed, memories[name] = _time_act(policy, observation, call, memories[name])
             if call >= warmup:
                 times[name].append(elapsed)
-    lengths = group_lengths(policy, observation)
-    return {name: _summary(case, times[name], lengths) for name, case in cases.items()}
-
-
-def group_lengths(policy: Policy, observation: Observation) -> dict[Group, int]:
-    """How many tokens of each group this policy's sequence has: what is observed, felt, done and imagined."""
-    checkpoint = policy.checkpoint
-    latents = policy.encode([observation]).given[Group.OBSERVATION]
-    height, width = checkpoint.model.config.patch
-    frame = (latents.shape[3] // height) * (latents.shape[4] // width)
     return {
-        Group.OBSERVATION: latents.shape[2] * frame,
-        Group.STATE: 1,
-        Group.ACTION: checkpoint.window.action_horizon,
-        Group.FUTURE: checkpoint.window.latent_frames(checkpoint.codec.time_stride) * frame,
+        name: _summary(policy, times[name], group_lengths(policy, observation)) for name, policy in policies.items()
     }
 
 
-def _time_act(policy: Policy, observation: Observation, seed: int) -> float:
-    """Milliseconds of one call, with the device idle before and after."""
+def group_lengths(policy: Policy, observation: Observation) -> dict[Group, int]:
+    """How many tokens of each group this policy's sequence has at most: what is remembered, observed, felt, done and
+    imagined.
+    """
+    checkpoint = policy.checkpoint
+    given = policy.encode([observation]).given
+    latents = given[Group.OBSERVATION]
+    height, width = checkpoint.model.config.patch
+    frame = (latents.shape[3] // height) * (latents.shape[4] // width)
+    window = checkpoint.window
+    lengths = {
+        Group.HISTORY: len(window.history_offsets) * frame,
+        Group.OBSERVATION: latents.shape[2] * frame,
+        Group.STATE: int(Group.STATE in given),
+        Group.ACTION: window.action_horizon,
+        Group.FUTURE: window.latent_frames(checkpoint.codec.time_stride) * frame,
+    }
+    return {group: length for group, length in lengths.items() if length}
+
+
+def _stages(policy: Policy, lengths: Mapping[Group, int]) -> tuple[Stage, ...]:
+    """What acting consists of."""
+    return plan(policy.table, [Group.ACTION], NEVER_NOISY & lengths.keys())
+
+
+def _name(policy: Policy, lengths: Mapping[Group, int]) -> str:
+    denoised = frozenset[Group]().union(*(stage.denoise | stage.recompute for stage in _stages(policy, lengths)))
+    return "action_only" if denoised == {Group.ACTION} else policy.table.name.lower()
+
+
+def _time_act(
+    policy: Policy, observation: Observation, seed: int, memory: Memory | None
+) -> tuple[float, Memory | None]:
+    """Milliseconds of one call, with the device idle before and after, and what it remembers."""
     _wait_for(policy.device)
     start = time.perf_counter()
-    policy.act(observation, seed=seed)
+    _, (after,) = policy.act_batch([observation], [seed], [memory])
     _wait_for(policy.device)
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (time.perf_counter() - start), after
 
 
 def _wait_for(device: torch.device) -> None:
@@ -91,7 +121,6 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _summary(policy: Policy, times: list[float], lengths: Mapping[Group, int]) -> Latency:
-    stages = plan(policy.table, [Group.ACTION], [Group.OBSERVATION, Group.STATE])
     p50, p95, p99 = (float(value) for value in np.percentile(times, [50, 95, 99]))
     return Latency(
         p50=p50,
@@ -99,7 +128,7 @@ def _summary(policy: Policy, times: list[float], lengths: Mapping[Group, int]) -
         p99=p99,
         mean=float(np.mean(times)),
         n=len(times),
-        tokens_denoised=tokens_denoised(stages, lengths),
+        tokens_denoised=tokens_denoised(_stages(policy, lengths), lengths),
         threads=torch.get_num_threads(),
         device=torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else policy.device.type,
     )

@@ -7,6 +7,7 @@ Only the layer that touches the robot's own numbers differs from robot to robot,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,12 @@ class EmbodimentLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "B n i"], embodiment: Int[Tensor, "B"]) -> Float[Tensor, "B n o"]:
         return torch.baddbmm(self.bias[embodiment][:, None], x, self.weight[embodiment])
+
+    def take(self, rows: Sequence[int]) -> None:
+        """Let embodiment i begin as embodiment `rows[i]` was, in place; there are as many as rows then."""
+        for name in ("weight", "bias"):
+            old: nn.Parameter = getattr(self, name)
+            setattr(self, name, nn.Parameter(old.detach()[list(rows)], old.requires_grad))
 
 
 class VectorEncoder(nn.Module):

@@ -1,18 +1,19 @@
 """`WorldActionTransformer`: the Wan 2.2 block over groups of tokens, with one expert (GWP-0) or two
 (GWP-0.5).
 
-The same class is a million or six billion parameters. It has three verbs, and none of them depends on
+The same class is a million or six billion parameters. It has four verbs, and none of them depends on
 `self.training`, on call order or on anything set from outside:
 
     text_context(text)                 keys and values of the instruction, reused while it does not change
     encode(inputs, ..., context)       clean groups -> `Context`
+    advance(context)                   the same history, seen from a moment later
     forward(inputs, ..., context)      noisy groups -> their velocities; they see the context and each other
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import cast
 
@@ -25,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from actwam import flow
 from actwam.model.block import Block, CrossAttention, ExpertBlock, Stream
 from actwam.model.config import TransformerConfig
-from actwam.model.layers import FeedForward, NoiseEmbedding, modulate, step_rope, visual_rope
+from actwam.model.layers import FeedForward, NoiseEmbedding, modulate, rotate, step_rope, visual_rope
 from actwam.model.projectors import VectorDecoder, VectorEncoder
 from actwam.tokens import Segment, Table, attention_mask
 from actwam.types import Context, Group
@@ -161,6 +162,18 @@ class WorldActionTransformer(nn.Module):
         groups, lengths = tuple(s.group for s in segments), tuple(s.length for s in segments)
         return Context(groups, lengths, tuple(keys), tuple(values))
 
+    def advance(self, context: Context, moments: int = 1) -> Context:
+        """Encoded history as it is seen `moments` later, when it stands that much further in the past.
+
+        Exact, and nothing is encoded: history sees itself alone, and rotary attention knows places only by their
+        distance, so that time turns the keys and changes nothing else. In bfloat16 every turn rounds them anew.
+        Raises ValueError when the context holds other groups: these do not become history by waiting.
+        """
+        if set(context.groups) != {Group.HISTORY}:
+            raise ValueError(f"only history moves on, and this context holds {', '.join(sorted(set(context.groups)))}")
+        turn = visual_rope(-moments, 1, 1, 1, self.config.head_width, context.keys[0].device)
+        return replace(context, keys=tuple(rotate(k, turn).to(k.dtype) for k in context.keys))
+
     def forward(
         self,
         inputs: Sequence[GroupInput],
@@ -168,14 +181,14 @@ class WorldActionTransformer(nn.Module):
         embodiment: Int[Tensor, "B"],
         table: Table,
         context: Context | None = None,
-        valid: Mapping[Group, Bool[Tensor, "B"]] | None = None,
+        valid: Mapping[Group, Bool[Tensor, "B ..."]] | None = None,
         recompute_activations: bool = False,
     ) -> dict[Group, Float[Tensor, "B ..."]]:
         """Velocities of the visual and action groups among `inputs`, shaped like their values, in float32.
 
-        `valid[group]` is False for samples that do not have this group: nobody looks at its tokens there. With
-        `recompute_activations` only what goes into a block is kept for the backward pass, which computes the rest of
-        it again: the same gradients for less memory and about a third more time.
+        `valid[group]` is False for samples that do not have this group, (B,), or these of its moments, (B, R): nobody
+        looks at its tokens there. With `recompute_activations` only what goes into a block is kept for the backward
+        pass, which computes the rest of it again: the same gradients for less memory and about a third more time.
         """
         inputs, segments, mask = self._arrange(inputs, table, context)
         streams, embedded = self._streams(inputs, embodiment)
@@ -295,13 +308,23 @@ def _mask(
 
 
 def _with_absent(
-    mask: Bool[Tensor, "Q L"] | None, segments: Sequence[Segment], valid: Mapping[Group, Bool[Tensor, "B"]]
+    mask: Bool[Tensor, "Q L"] | None, segments: Sequence[Segment], valid: Mapping[Group, Bool[Tensor, "B ..."]]
 ) -> Bool[Tensor, "B 1 Q L"]:
-    """Hide the tokens of groups that a sample does not have."""
-    everyone = torch.ones_like(next(iter(valid.values())))
-    columns = [valid.get(segment.group, everyone)[:, None].expand(-1, segment.length) for segment in segments]
+    """Hide the tokens of groups, or of moments of history, that a sample does not have."""
+    some = next(iter(valid.values()))
+    everyone = torch.ones(len(some), dtype=torch.bool, device=some.device)
+    columns = []
+    for segment in segments:
+        who = valid.get(segment.group, everyone)
+        moments = who.reshape(len(who), -1)
+        columns.append(moments.repeat_interleave(segment.length // moments.shape[1], dim=1))
     present = torch.cat(columns, dim=1)[:, None, None]
-    return present if mask is None else mask & present
+    if Group.HISTORY not in valid:
+        return present if mask is None else mask & present
+    # a moment that is not there sees nothing that is: it looks at itself, as attention to nothing is not a number
+    assert mask is not None  # it hides the moments' future
+    itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)[-mask.shape[0] :]
+    return (mask & present) | itself
 
 
 def _initialise(module: nn.Module) -> None:

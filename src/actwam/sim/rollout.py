@@ -30,15 +30,23 @@ from actwam.sim.results import EpisodeResult, ResultLog
 from actwam.sim.robot import ACTION_NAMES, CONTROL_RATE
 from actwam.sim.scene import Scene
 from actwam.sim.workers import Workers
-from actwam.types import ActionChunk, Observation
+from actwam.types import ActionChunk, Memory, Observation
 
 
 @runtime_checkable
 class BatchedPolicy(Protocol):
-    """Anything that answers B observations with B chunks of actions, each from its own seed."""
+    """Anything that answers B observations with B chunks of actions, each from its own seed and memory."""
 
-    def act_batch(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ActionChunk]:
-        """One chunk per observation. The same observations and seeds give the same chunks."""
+    @property
+    def history_spacing(self) -> int:
+        """Control steps from one call to the next that the policy's memory is made for; 0 if it has none."""
+
+    def act_batch(
+        self, observations: Sequence[Observation], seeds: Sequence[int], memories: Sequence[Memory | None]
+    ) -> tuple[list[ActionChunk], list[Memory | None]]:
+        """One chunk per observation, and what is to be handed over in the same episode's next call, None being what is
+        at its beginning. The same observations, seeds and memories give the same.
+        """
 
 
 def rollout(
@@ -70,9 +78,9 @@ def rollout(
     depend on beyond these arguments, such as the checkpoint's hash, and must not have changed. `progress` is
     called with the number of results and the number in all.
 
-    Raises ValueError on a bad argument, on a seed outside EVALUATION_SEEDS, and if the policy returns chunks
-    that are too short, of a wrong width, or not finite; whatever the policy raises; WorkerError if a worker
-    fails. An instability of the physics is no error but a result.
+    Raises ValueError on a bad argument, on a seed outside EVALUATION_SEEDS, if the policy looks back at another rhythm
+    than `execute_horizon`, and if it returns chunks that are too short, of a wrong width, or not finite; whatever the
+    policy raises; WorkerError if a worker fails. An instability of the physics is no error but a result.
     """
     plan = Plan(
         tuple(tasks),
@@ -84,6 +92,11 @@ def rollout(
         max_steps,
         in_parallel,
     )
+    if policy.history_spacing not in (0, execute_horizon):
+        raise ValueError(
+            f"execute_horizon is {execute_horizon}, and this policy looks back in steps of {policy.history_spacing}: "
+            f"execute {policy.history_spacing} actions of every chunk"
+        )
     if out is None and (resume or videos_per_task):
         raise ValueError("resuming and videos need a folder: give out")
     if out is None:
@@ -178,7 +191,7 @@ def _played(
     orders: list[Start | Advance] = [
         Start(slot, task, seed, film=seed in filmed) for slot, (task, seed) in enumerate(wave)
     ]
-    replanning = 0
+    replanning, memories = 0, dict[int, Memory | None]()
     while orders:
         live: dict[int, Observation] = {}
         for slot, answer in _obeyed(pool, orders).items():
@@ -189,9 +202,13 @@ def _played(
             else:
                 live[slot] = answer
         seeds = [policy_seed(wave[slot][1], replanning) for slot in live]
-        chunks = policy.act_batch(list(live.values()), seeds) if live else []
-        if len(chunks) != len(live):
-            raise ValueError(f"the policy answered {len(live)} observations with {len(chunks)} chunks")
+        before = [memories.get(slot) for slot in live]
+        chunks, after = policy.act_batch(list(live.values()), seeds, before) if live else ([], [])
+        if not len(chunks) == len(after) == len(live):
+            raise ValueError(
+                f"the policy answered {len(live)} observations with {len(chunks)} chunks and {len(after)} memories"
+            )
+        memories = dict(zip(live, after, strict=True))
         orders = [
             Advance(slot, _actions(chunk, plan.execute_horizon, *wave[slot]))
             for slot, chunk in zip(live, chunks, strict=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from actwam import checkpoint
@@ -30,18 +29,24 @@ def recipe_need(recipe: Recipe, stage: StageConfig, device: torch.device, precis
 
     Raises ValueError when the stage or the picture does not fit the model, and when the start is no checkpoint.
     """
-    grid, time_stride = latent_grid(recipe)
+    grid, _ = latent_grid(recipe)
     if any(side % patch for side, patch in zip(grid, recipe.model.patch, strict=True)):
         raise ValueError(
             f"recipe {recipe.name}: pictures make latents of {grid[0]} x {grid[1]}, which do not divide into tokens of "
             f"{recipe.model.patch[0]} x {recipe.model.patch[1]}; choose another height or width"
         )
-    tokens = Tokens(
+    return training_need(recipe.model, stage, recipe.table, recipe_tokens(recipe), device, precision)
+
+
+def recipe_tokens(recipe: Recipe) -> Tokens:
+    """What the model of a recipe reads at once."""
+    grid, time_stride = latent_grid(recipe)
+    return Tokens(
         grid=grid,
         future_frames=recipe.window.latent_frames(time_stride),
         actions=recipe.window.action_horizon,
+        history=len(recipe.window.history_offsets),
     )
-    return training_need(recipe.model, stage, recipe.table, tokens, device, precision)
 
 
 def latent_grid(recipe: Recipe) -> tuple[tuple[int, int], int]:
@@ -79,7 +84,7 @@ def training_need(
         weights, gradients = size_of(parameters), size_of(trained)
         made, copied = _checkpoint_need(model, state)
         low = stand_in(model, device)
-        noisy = _batch(config, stage, tokens)
+        noisy = shaped_batch(config, stage, tokens)
         text = torch.empty(stage.batch_size, config.text_tokens, config.text_width)
         rows, robots = (torch.zeros(stage.batch_size, dtype=torch.long) for _ in range(2))
     # Out of the mode, so that what the model keeps for later calls (masks, angles) is real. Fake meets fake anyway.
@@ -117,22 +122,28 @@ def _checkpoint_need(model: WorldActionTransformer, state: TrainState) -> tuple[
     return ledger.most, max(size_of(weights.values()) - kept, size_of(train_state))
 
 
-def _batch(config: TransformerConfig, stage: StageConfig, tokens: Tokens) -> NoisyBatch:
+def shaped_batch(config: TransformerConfig, stage: StageConfig, tokens: Tokens) -> NoisyBatch:
     """A batch of the stage's size whose values nobody looks at."""
     modes, size = {source.mode for source in stage.sources}, stage.batch_size
     shapes = tokens.shapes(config, size)
     if modes == {Mode.VIDEO}:
-        shapes = {group: shape for group, shape in shapes.items() if group in (Group.OBSERVATION, Group.FUTURE)}
+        shapes = {group: shape for group, shape in shapes.items() if group not in (Group.STATE, Group.ACTION)}
     teaching = {Group.ACTION: NOISY_ACTION, Group.FUTURE: NOISY_FUTURE}
     taught = [group for group in shapes if teaching.get(group, frozenset()) & modes]
-    partial = [group for group in (Group.STATE, Group.ACTION) if group in shapes and Mode.VIDEO in modes]
-    everyone: Tensor = torch.ones(size, dtype=torch.bool)
+    unlike = Mode.VIDEO in modes
+    # whom some samples may lack: at the ends of episodes there is no future, and at their beginnings no history
+    partial = {
+        Group.HISTORY: True,
+        Group.STATE: unlike or stage.objective.state_dropout > 0,
+        Group.ACTION: unlike,
+        Group.FUTURE: True,
+    }
+    who = {group: (size, tokens.history) if group is Group.HISTORY else (size,) for group in partial}
     return NoisyBatch(
         values={group: torch.empty(shape) for group, shape in shapes.items()},
         sigmas={group: torch.empty(size) for group in shapes},
         targets={group: torch.empty(shapes[group]) for group in taught},
-        # at the ends of episodes there is no future
-        present=dict.fromkeys([*partial, *([Group.FUTURE] if Group.FUTURE in shapes else [])], everyone),
+        present={group: torch.ones(who[group], dtype=torch.bool) for group in shapes if partial.get(group)},
         weighs={group: torch.ones(shapes[group], dtype=torch.bool) for group in taught},
     )
 

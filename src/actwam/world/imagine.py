@@ -1,5 +1,8 @@
 """How well a policy imagines: the real actions of held-out demonstrations in, their future frames out.
 
+Where the table lets no action shape the future, none is given, and the future is that of the observation. A policy that
+looks back is shown what was to be seen before.
+
 The imagined frames are compared with the real ones beside two references that need no model: `persistence`
 repeats the present frame, and is hard to beat where little moves; `codec` is the real future after encoding
 and decoding, the most that any model behind this codec can reach.
@@ -9,9 +12,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +24,7 @@ from actwam.data.dataset import LeRobotDataset, require_embodiment
 from actwam.data.partial import partial_folder
 from actwam.data.transforms import RobotTransform
 from actwam.policy import Policy
-from actwam.types import Group, Observation
+from actwam.types import Group, Memory, Observation
 from actwam.world import quality
 from actwam.world.strip import draw_strip
 
@@ -61,13 +64,26 @@ class Strip:
     start: int
 
 
+@dataclass(frozen=True)
+class Scored:
+    """One window: PSNR and SSIM of its imagined frames, means over the offsets."""
+
+    instruction: str
+    episode: int
+    start: int
+    psnr: float
+    ssim: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImagineResult:
-    """What was measured over `n` windows. `offsets` are the steps ahead of the future frames, `moved_share`
-    is the part of their pixels that differs from the present frame by more than `moved_threshold` of 255."""
+    """What was measured over `n` windows. `condition` is what beside what was seen and felt decides the future: the
+    actions really taken, or nothing. `offsets` are the steps ahead of the future frames, `moved_share` is the part of
+    their pixels that differs from the present frame by more than `moved_threshold` of 255."""
 
     n: int
     seed: int
+    condition: Literal["actions", "nothing"]
     offsets: tuple[int, ...]
     fps: int
     ssim_window: int
@@ -77,6 +93,7 @@ class ImagineResult:
     persistence: Quality
     codec: Quality
     strips: tuple[Strip, ...]
+    windows: tuple[Scored, ...] = ()
 
     @property
     def psnr(self) -> float:
@@ -87,17 +104,20 @@ class ImagineResult:
         return self.imagined.overall.ssim
 
     def to_json(self) -> dict[str, Any]:
+        """All but the single windows."""
+        own = {name: value for name, value in asdict(self).items() if name != "windows"}
         methods = {name: getattr(self, name).to_json() for name in METHODS}
-        return {"psnr": self.psnr, "ssim": self.ssim, **asdict(self), **methods}
+        return {"psnr": self.psnr, "ssim": self.ssim, **own, **methods}
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One window of an episode: the present, the actions that were really taken, and the frames they
-    brought."""
+    """One window of an episode: what a policy that looks back saw before, oldest first, the present, the actions that
+    were really taken, and the frames they brought."""
 
     episode: int
     start: int
+    past: tuple[Observation, ...]
     observation: Observation
     actions: Float[np.ndarray, "K A"]
     present: UInt8[np.ndarray, "H W 3"]
@@ -125,7 +145,7 @@ def imagine_dataset(
     batch_size: int = 16,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ImagineResult:
-    """Imagine the future of `windows` windows of a held-out dataset, given its actions, and write
+    """Imagine the future of `windows` windows of a held-out dataset, given its actions if they matter, and write
     `imagine.json` and picture strips into `out`, which must not exist and appears whole or not at all.
 
     `seed` chooses the windows and the noise. Raises ValueError on a dataset of another robot, on one with
@@ -154,7 +174,14 @@ def imagine_dataset(
                     picture.save(partial / strip.file)
                     strips.append(strip)
             progress(len(measures), windows)
-        result = _result(policy, dataset, seed, measures, strips)
+        scored = [
+            Scored(
+                dataset.episodes[episode].instruction, episode, start,
+                float(measured.psnr["imagined"].mean()), float(measured.ssim["imagined"].mean()),
+            )
+            for (episode, start), measured in zip(chosen, measures, strict=True)
+        ]  # fmt: skip
+        result = replace(_result(policy, dataset, seed, measures, strips), windows=tuple(scored))
         text = json.dumps(result.to_json(), indent=2, allow_nan=False)
         (partial / "imagine.json").write_text(text + "\n", encoding="utf-8")
     return result
@@ -192,8 +219,19 @@ def read_clip(policy: Policy, dataset: LeRobotDataset, episode: int, start: int)
     window = policy.checkpoint.window
     views = _views(dataset, policy.robot, episode, start + np.array([0, *window.future_offsets]))
     picture, row = policy.robot.picture(views), dataset.episodes[episode].start + start
-    actions = dataset.action[row : row + window.action_horizon]
-    return Clip(episode, start, _observation(dataset, episode, start, views), actions, picture[0], picture[1:])
+    return Clip(
+        episode=episode,
+        start=start,
+        past=tuple(
+            observation_at(dataset, policy.robot, episode, start + offset)
+            for offset in window.history_offsets
+            if start + offset >= 0
+        ),
+        observation=_observation(dataset, episode, start, views),
+        actions=dataset.action[row : row + window.action_horizon],
+        present=picture[0],
+        future=picture[1:],
+    )
 
 
 def _views(
@@ -234,8 +272,9 @@ def _imagine(
     codec = policy.checkpoint.codec
     imaginations = policy.imagine_batch(
         [clip.observation for clip in clips],
-        np.stack([clip.actions for clip in clips]),
+        np.stack([clip.actions for clip in clips]) if _condition(policy) == "actions" else None,
         range(seed, seed + len(clips)),
+        [_memory(policy, clip) for clip in clips],
     )
     # Behind the present frame, because a codec that compresses time lets its first frame stand alone.
     videos = np.stack([np.concatenate([clip.present[None], clip.future]) for clip in clips])
@@ -243,21 +282,35 @@ def _imagine(
     return [imagination.video for imagination in imaginations], decoded
 
 
+def _condition(policy: Policy) -> Literal["actions", "nothing"]:
+    return "actions" if Group.ACTION in policy.table.reach(Group.FUTURE) else "nothing"
+
+
+def _memory(policy: Policy, clip: Clip) -> Memory | None:
+    """What the policy would have at the present if it had looked at everything before."""
+    memory = None
+    for seen in clip.past:
+        (memory,) = policy.remember([seen], [memory])
+    return memory
+
+
 def _result(
     policy: Policy, dataset: LeRobotDataset, seed: int, measures: Sequence[Measures], strips: Sequence[Strip]
 ) -> ImagineResult:
     pixels = np.stack([m.moved_pixels for m in measures])
+    qualities: dict[str, Any] = {name: _quality(name, measures, pixels) for name in METHODS}
     height, width = policy.robot.layout.height, policy.robot.layout.width
     return ImagineResult(
         n=len(measures),
         seed=seed,
+        condition=_condition(policy),
         offsets=policy.checkpoint.window.future_offsets,
         fps=dataset.fps,
         ssim_window=quality.SSIM_WINDOW,
         moved_threshold=quality.MOVED_THRESHOLD,
         moved_share=float(pixels.mean() / (height * width)),
         strips=tuple(strips),
-        **{name: _quality(name, measures, pixels) for name in METHODS},
+        **qualities,
     )
 
 
