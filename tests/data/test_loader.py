@@ -174,6 +174,59 @@ def test_an_episode_shorter_than_the_window_is_refused_by_number(tmp_path: Path)
         source(short, window=far)
 
 
+def without_actions(dataset: LeRobotDataset) -> LeRobotDataset:
+    """As a dataset of something that no robot of ours is: pictures and instructions, of which only those are kept."""
+    none = np.empty((len(dataset.state), 0), np.float32)
+    return dataclasses.replace(dataset, robot_type="human", state_names=(), action_names=(), state=none, action=none)
+
+
+@pytest.mark.parametrize("has_actions", [True, False])
+def test_video_has_pictures_and_an_instruction_and_nothing_else(dataset: LeRobotDataset, has_actions: bool) -> None:
+    """Whatever the dataset holds: the numbers of another robot would mean nothing here."""
+    footage = dataset if has_actions else without_actions(dataset)
+    made = source(footage, Mode.VIDEO)
+    batch, other = (each.batch(np.array([0, 8, 20])) for each in (made, source(dataset, Mode.WORLD)))
+    assert torch.equal(batch.latents, other.latents)
+    assert torch.equal(batch.future_valid, other.future_valid)
+    assert batch.instructions == other.instructions
+    assert (batch.embodiment.tolist(), other.embodiment.tolist()) == ([0, 0, 0], [1, 1, 1])
+    for name in ("state", "state_valid", "action", "action_valid"):
+        assert not getattr(batch, name).any()
+        assert getattr(other, name).any()
+        assert getattr(batch, name).shape == getattr(other, name).shape
+        assert getattr(batch, name).dtype == getattr(other, name).dtype
+    both = join([batch, other])
+    assert both.modes == (Mode.VIDEO,) * 3 + (Mode.WORLD,) * 3
+    assert both.state_valid.tolist() == [False] * 3 + [True] * 3
+    assert both.action.shape == (6, 4, 3)
+
+
+@pytest.mark.parametrize("mode", [Mode.POLICY, Mode.INVERSE, Mode.WORLD])
+def test_actions_without_state_are_used_and_the_state_is_not_valid(dataset: LeRobotDataset, mode: Mode) -> None:
+    none = np.empty((len(dataset.state), 0), np.float32)
+    robot = tiny.transform(tiny.robot(1, delta_mask=(False, False)))
+    stateless = dataclasses.replace(dataset, state_names=(), state=none)
+    made, known = (
+        Source(each, numbered(each), robot, WINDOW, mode).batch(np.array([3, 12])) for each in (stateless, dataset)
+    )
+    assert torch.equal(made.action, known.action)
+    assert torch.equal(made.action_valid, known.action_valid)
+    assert not made.state_valid.any()
+    assert not made.state.any()
+    assert known.state_valid.all()
+    assert known.state.shape == made.state.shape
+
+
+def test_video_needs_no_action_chunk(tmp_path: Path) -> None:
+    short = LeRobotDataset.open(tiny.write_dataset(tmp_path / "short", tiny.robot(1), length=3))
+    assert len(source(short, Mode.VIDEO)) == 1 + 2 + 3
+    far = Window(action_horizon=1, future_offsets=(3,))
+    with pytest.raises(ValueError, match="short: episode 0 has 3 frames, fewer than the 4 of one window"):
+        source(short, Mode.VIDEO, window=far)
+    with pytest.raises(ValueError, match="short: episode 0 has 3 frames, fewer than the 4 of one window"):
+        source(short, Mode.WORLD)
+
+
 def test_video_without_future_frames_is_refused(dataset: LeRobotDataset) -> None:
     blind = Window(action_horizon=4, future_offsets=())
     for mode in (Mode.VIDEO, Mode.WORLD, Mode.INVERSE):

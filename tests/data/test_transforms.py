@@ -303,7 +303,7 @@ def test_normalisers_are_the_ones_of_the_checkpoint() -> None:
 def test_future_as_change_and_its_inverse() -> None:
     latents = np.random.default_rng(0).normal(size=(5, 3, 4, 2, 2)).astype(np.float32)
     latents[:, 1] *= 10
-    transform = FutureTransform.fit(latents)
+    transform = FutureTransform.fit(latents, np.ones((5, 3), bool))
     seen = transform.normalize(latents)
     np.testing.assert_array_equal(seen[:, :, 0], latents[:, :, 0])
     np.testing.assert_allclose(seen[:, :, 1:].std(axis=(0, 2, 3, 4)), 1, atol=1e-4)
@@ -311,6 +311,22 @@ def test_future_as_change_and_its_inverse() -> None:
     np.testing.assert_allclose(back.numpy(), latents[:, :, 1:], atol=1e-4)
     still = np.repeat(latents[:, :, :1], 3, axis=2)
     assert not transform.normalize(still)[:, :, 1:].any()
+
+
+def test_frames_past_the_end_do_not_count_in_the_scale_of_change() -> None:
+    """They repeat the last one, so that they would make every change look smaller, or none at all."""
+    latents = np.random.default_rng(0).normal(size=(5, 3, 4, 2, 2)).astype(np.float32)
+    whole = FutureTransform.fit(latents, np.ones((5, 3), bool))
+    valid = np.ones((10, 3), bool)
+    valid[5:, 1:] = False
+    twice = np.concatenate([latents, latents])
+    twice[5:, :, 1] = latents[:, :, 2]
+    twice[5:, :, 2:] = 1e6
+    expected = np.concatenate([(latents[:, :, i] - latents[:, :, 0]) for i in (1, 2, 3, 2)])
+    assert FutureTransform.fit(twice, valid).scale == pytest.approx(expected.std(axis=(0, 2, 3)))
+    assert FutureTransform.fit(twice, valid) != whole
+    with pytest.raises(ValueError, match="no window has a future frame in its episode"):
+        FutureTransform.fit(latents, np.zeros((5, 3), bool))
 
 
 def test_future_as_it_is() -> None:

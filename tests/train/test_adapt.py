@@ -66,6 +66,9 @@ def recipe(*stages: StageConfig, **changes: Any) -> Recipe:
 def batch(B: int = 4) -> Batch:
     return Batch(
         modes=(Mode.POLICY,) * B,
+        history=torch.zeros(B, tiny.CHANNELS, 0, 2, 4),
+        history_valid=torch.ones(B, 0, dtype=torch.bool),
+        state_valid=torch.ones(B, dtype=torch.bool),
         future_valid=torch.ones(B, 2, dtype=torch.bool),
         latents=tiny.noise_of(0, B, tiny.CHANNELS, 3, 2, 4),
         state=tiny.noise_of(1, B, 3),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from actwam.model.transformer import WorldActionTransformer
 from actwam.tokens import ACTION_CENTERED
-from actwam.train.padding import share_first_embodiment, silence_padding
+from actwam.train.padding import silence_padding
 from actwam.types import Group
 
 SMALL = tiny.robot(1, state_names=("x", "y"))
@@ -89,13 +89,3 @@ def test_robots_of_one_index_keep_the_dimensions_of_either() -> None:
     before = tiny.weights_of(made)
     silence_padding(made, (SMALL, twin))
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.weights_of(made).items())
-
-
-def test_every_robot_begins_as_embodiment_0() -> None:
-    """As the released GWP-0 acts, whatever robot it is given."""
-    made = tiny.model(share_state_encoder=True)
-    before = velocities(made, {}, index=0)[Group.ACTION]
-    assert not torch.equal(velocities(made, {}, index=1)[Group.ACTION], before)
-    share_first_embodiment(made, ROBOTS)
-    assert torch.equal(velocities(made, {}, index=1)[Group.ACTION], before)
-    assert torch.equal(velocities(made, {}, index=0)[Group.ACTION], before)

@@ -20,7 +20,8 @@ from actwam.data.writer import DatasetWriter
 from actwam.model.text import HashedWords
 from actwam.train import prepare
 from actwam.train.config import CodecConfig, SourceConfig
-from actwam.train.prepare import fit_codec, fit_robots, initial, mixture, open_datasets, require_finite
+from actwam.train.datasets import open_datasets, recipe_views, require_finite
+from actwam.train.prepare import fit_codec, fit_robots, initial, mixture
 from actwam.types import Mode
 
 WINDOW = Window(action_horizon=tiny.HORIZON, future_offsets=(1, 2, 3, 4))
@@ -142,8 +143,8 @@ def test_the_codec_is_fitted_on_frames_spread_over_all_episodes(
     config = CodecConfig(patch=tiny.PATCH, channels=tiny.CHANNELS, fit_frames=limit)
     recipe = tiny.recipe(codec=config)
     datasets = open_datasets(recipe, folders)
-    robots = fit_robots(recipe, datasets)
-    first, again = (fit_codec(config, datasets, robots, silent) for _ in range(2))
+    views = recipe_views(recipe, datasets)
+    first, again = (fit_codec(config, datasets, views, silent) for _ in range(2))
     assert first.digest() == again.digest()
     assert len(seen[0]) == frames <= limit
     assert seen[0].shape[1:] == (tiny.LAYOUT.height, tiny.LAYOUT.width, 3)
@@ -158,9 +159,9 @@ def test_latents_are_encoded_once_and_again_for_another_codec(
     decoded: list[str] = []
     videos = LeRobotDataset.videos
 
-    def counted(self: LeRobotDataset, camera: str) -> object:
+    def counted(self: LeRobotDataset, camera: str, most: int | None = None) -> object:
         decoded.append(camera)
-        return videos(self, camera)
+        return videos(self, camera, most)
 
     monkeypatch.setattr(LeRobotDataset, "videos", counted)
     batches = [mixture(recipe.stages[0], checkpoint, datasets, tmp_path, silent).batch(0) for _ in range(2)]
@@ -345,7 +346,7 @@ def test_a_future_that_does_not_fill_the_latents_of_the_codec_is_refused(
 def test_an_episode_too_short_for_a_latent_is_refused_before_anything_is_encoded(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LeRobotDataset, "videos", None)
+    monkeypatch.setattr(prepare, "cache_latents", None)
     window = Window(action_horizon=tiny.HORIZON, future_offsets=(1, 14))
     checkpoint = tiny.checkpoint(codec=tiny.PairCodec(tiny.codec()), window=window)
     with pytest.raises(ValueError, match="squares: episode 0 has 14 frames, fewer than the 15 of one window"):

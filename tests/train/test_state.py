@@ -9,6 +9,7 @@ import tiny
 import torch
 from torch import nn
 
+from actwam.model.projectors import EmbodimentLinear
 from actwam.train.state import TrainState, learning_rate
 
 
@@ -28,14 +29,14 @@ def test_without_warm_up_the_first_rate_is_the_highest() -> None:
     assert learning_rate(tiny.stage(steps=1, warmup_steps=0, learning_rate=1.0), 0) == 1.0
 
 
-def test_matrices_decay_and_biases_norms_and_tables_do_not() -> None:
+def test_matrices_decay_and_biases_norms_tables_and_embodiments_do_not() -> None:
     model = tiny.model("two")
     state = TrainState.start(model, tiny.stage(weight_decay=0.3))
     decay = {id(p): group["weight_decay"] for group in state.optimizer.param_groups for p in group["params"]}
     assert len(decay) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
         owner = model.get_submodule(name.rpartition(".")[0])
-        matrix = name.endswith(".weight") and not isinstance(owner, nn.RMSNorm | nn.LayerNorm)
+        matrix = name.endswith(".weight") and not isinstance(owner, nn.RMSNorm | nn.LayerNorm | EmbodimentLinear)
         assert decay[id(parameter)] == (0.3 if matrix else 0.0), name
     assert {0.0, 0.3} == set(decay.values())
 

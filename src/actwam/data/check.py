@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from actwam.data.clips import find_clips, holds_clips, picked_frames
 from actwam.data.dataset import read_tables
 from actwam.data.info import ACTION, STATE, Camera, Info, read_info, read_json
 from actwam.data.normalize import CONSTANT_RANGE, Constant
@@ -47,6 +48,7 @@ class Report:
     folder: Path
     episodes: int
     frames: int
+    seconds: float
     decoded: int
     problems: tuple[Problem, ...]
 
@@ -61,6 +63,7 @@ class Report:
             "ok": self.ok,
             "episodes": self.episodes,
             "frames": self.frames,
+            "seconds": self.seconds,
             "decoded": self.decoded,
             "problems": [problem.to_json() for problem in self.problems],
         }
@@ -72,6 +75,7 @@ def check(
     action_horizon: int | None = None,
     decode: Decode = "all",
     constant: Constant = "error",
+    fps: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Examine the dataset in `folder`; problems are listed, not raised.
@@ -79,7 +83,12 @@ def check(
     `decode="all"` decodes every frame, "ends" counts the frames of every file and decodes the first and last
     of each episode. `constant` is the normaliser's policy on a dimension that never moves: with "center" it
     is a warning. `progress(decoded, total)` is called with numbers of frames, all cameras together.
+
+    Of a folder of video files every clip is an episode; `fps` is the rate at which it will be read, which tells how
+    many rows a clip has: without it, each has as many as frames.
     """
+    if holds_clips(folder):
+        return _check_clips(folder, action_horizon, decode, fps, progress)
     problems: list[Problem] = []
     report: Reporter = problems.append
     info, tables, decoded = None, None, 0
@@ -95,10 +104,45 @@ def check(
         _check_ranges(tables, info, constant, report)
         decoded = _check_videos(tables, info, decode, report, progress)
         _check_stats(tables, info, report)
+    frames = sum(len(rows.index) for rows in tables.rows.values()) if tables else 0
     return Report(
         folder=folder,
         episodes=len(tables.episodes) if tables else 0,
-        frames=sum(len(rows.index) for rows in tables.rows.values()) if tables else 0,
+        frames=frames,
+        seconds=frames / info.fps if info else 0.0,
+        decoded=decoded,
+        problems=tuple(problems),
+    )
+
+
+def _check_clips(
+    folder: Path,
+    action_horizon: int | None,
+    decode: Decode,
+    fps: int | None,
+    progress: Callable[[int, int], None],
+) -> Report:
+    problems: list[Problem] = []
+    found = find_clips(folder, problems.append)
+    indexes = [index_video(path) for path, _ in found]
+    lengths = [index.frames if decode == "all" else min(index.frames, 2) for index in indexes]
+    decoded = 0
+    for (path, _), index in zip(found, indexes, strict=True):
+        rows = index.frames if fps is None else len(picked_frames(path, fps))
+        if action_horizon is not None and rows < action_horizon:
+            at = "frames" if fps is None else f"rows at {fps} fps"
+            what = f"{rows} {at} are fewer than the {action_horizon} of one window"
+            problems.append(Problem(file=path, what=what, fix="drop the clip, or train with a shorter horizon"))
+        with reported(problems.append):
+            ends = np.unique([0, index.frames - 1])
+            for _ in iterate_frames(path) if decode == "all" else read_frames(path, ends):
+                decoded += 1
+                progress(decoded, sum(lengths))
+    return Report(
+        folder=folder,
+        episodes=len(found),
+        frames=sum(index.frames for index in indexes),
+        seconds=sum((index.seconds for index in indexes), start=0.0),
         decoded=decoded,
         problems=tuple(problems),
     )

@@ -1,4 +1,5 @@
-"""A LeRobot dataset as it is used: rows of state and action in memory, video decoded on demand.
+"""What training reads, and a LeRobot dataset as it is used: rows of state and action in memory, video decoded on
+demand.
 
 The view does not depend on the version on disk, v2.0, v2.1 or v3.0; `info`, `v21` and `v30` do. Nothing is
 written.
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
@@ -44,6 +46,58 @@ class EpisodeInfo:
     clips: Mapping[str, Clip]
 
 
+@runtime_checkable
+class Footage(Protocol):
+    """What training reads: E episodes of N rows together, `fps` rows a second, their pictures by the name of the
+    camera, and state and action of every row.
+
+    A feature that it lacks has no names and width 0. The height and width of a camera are 0 where they differ from
+    episode to episode.
+    """
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def fps(self) -> int: ...
+
+    @property
+    def robot_type(self) -> str: ...
+
+    @property
+    def cameras(self) -> tuple[Camera, ...]: ...
+
+    @property
+    def state_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def action_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def episodes(self) -> tuple[EpisodeInfo, ...]: ...
+
+    @property
+    def state(self) -> Float32[np.ndarray, "N S"]: ...
+
+    @property
+    def action(self) -> Float32[np.ndarray, "N A"]: ...
+
+    @property
+    def digest(self) -> str:
+        """Changes with the pictures: what a cache of anything derived from them is keyed by."""
+
+    def where(self, episode: int) -> str:
+        """What an error about this episode begins with."""
+
+    def frames(self, camera: str, episode: int, indices: Int[np.ndarray, "T"]) -> UInt8[np.ndarray, "T H W 3"]:
+        """Some frames of one episode, numbered from its start, in the order asked for."""
+
+    def videos(self, camera: str, most: int | None = None) -> Iterator[tuple[int, UInt8[np.ndarray, "T H W 3"]]]:
+        """Every episode in order with all its frames, `most` at once: what is in memory does not grow with its length.
+        Each file is decoded once. Cameras of one episode give pieces of the same lengths.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class LeRobotDataset:
     """E episodes of N rows together. `cameras` are in the order of the file; look them up by name, never by
@@ -61,6 +115,8 @@ class LeRobotDataset:
     episodes: tuple[EpisodeInfo, ...]
     state: Float32[np.ndarray, "N S"]
     action: Float32[np.ndarray, "N A"]
+    confidence: Float32[np.ndarray, "N"] | None = None
+    """How far each action can be trusted, from 0 to 1, where actions were inferred from video; None where recorded."""
 
     @classmethod
     def open(cls, folder: Path) -> LeRobotDataset:
@@ -95,6 +151,11 @@ class LeRobotDataset:
             ),
             state=np.concatenate([rows.state for rows in tables.rows.values()]),
             action=np.concatenate([rows.action for rows in tables.rows.values()]),
+            confidence=(
+                np.concatenate([rows.confidence[:, 0] for rows in tables.rows.values()])
+                if info.has_confidence
+                else None
+            ),
         )
 
     def camera(self, name: str) -> Camera:
@@ -103,6 +164,10 @@ class LeRobotDataset:
             if camera.name == name:
                 return camera
         raise ValueError(f"{self.folder}: no camera {name!r}; there are {[camera.name for camera in self.cameras]}")
+
+    def where(self, episode: int) -> str:
+        """What an error about this episode begins with."""
+        return f"{self.folder}: episode {episode}"
 
     def video(self, camera: str, episode: int) -> UInt8[np.ndarray, "T H W 3"]:
         """All frames of one episode, seen by the camera of this name. Raises ValueError as `frames` does."""
@@ -123,8 +188,9 @@ class LeRobotDataset:
             _require_size(frames, clip.path, size)
         return frames
 
-    def videos(self, camera: str) -> Iterator[tuple[int, UInt8[np.ndarray, "T H W 3"]]]:
-        """Every episode in order with all its frames; each video file is opened and decoded once.
+    def videos(self, camera: str, most: int | None = None) -> Iterator[tuple[int, UInt8[np.ndarray, "T H W 3"]]]:
+        """Every episode in order with all its frames, `most` at once if given; each video file is opened and decoded
+        once.
 
         Raises ValueError as `frames` does, and when a file goes on after its last episode.
         """
@@ -134,13 +200,15 @@ class LeRobotDataset:
         for episode in self.episodes:
             clip = episode.clips[camera]
             left[clip.path] -= 1
-            with self._located(camera, episode):
-                decoder = decoders.setdefault(clip.path, iterate_frames(clip.path))
-                frames = _take(decoder, clip, episode.length, size)
-                if not left[clip.path] and next(decoders.pop(clip.path), None) is not None:
-                    what, fix = "video goes on after its last episode", "write the dataset again"
-                    raise ValueError(Problem(file=clip.path, what=what, fix=fix))
-            yield episode.index, frames
+            for piece in _pieces(episode.length, most):
+                with self._located(camera, episode):
+                    decoder = decoders.setdefault(clip.path, iterate_frames(clip.path))
+                    frames = _take(decoder, clip, piece, episode.length, size)
+                    is_last = piece.stop == episode.length and not left[clip.path]
+                    if is_last and next(decoders.pop(clip.path), None) is not None:
+                        what, fix = "video goes on after its last episode", "write the dataset again"
+                        raise ValueError(Problem(file=clip.path, what=what, fix=fix))
+                yield episode.index, frames
 
     @cached_property
     def digest(self) -> str:
@@ -155,15 +223,7 @@ class LeRobotDataset:
         whole = {path for part in ("meta", "data") for path in (self.folder / part).rglob("*") if path.is_file()}
         digest = hashlib.sha256()
         for path in sorted(videos | whole):
-            size = path.stat().st_size
-            digest.update(f"{path.relative_to(self.folder).as_posix()}\0{size}\0".encode())
-            with path.open("rb") as file:
-                if path in whole:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-                else:
-                    digest.update(file.read(DIGEST_ENDS))
-                    file.seek(max(size - DIGEST_ENDS, 0))
-                    digest.update(file.read(DIGEST_ENDS))
+            add_to_digest(digest, self.folder, path, whole=path in whole)
         return digest.hexdigest()
 
     def _episode(self, index: int) -> EpisodeInfo:
@@ -184,15 +244,37 @@ class LeRobotDataset:
             yield
 
 
-def _take(decoder: Iterator[np.ndarray], clip: Clip, length: int, size: Camera) -> UInt8[np.ndarray, "T H W 3"]:
-    frames = np.empty((length, size.height, size.width, 3), np.uint8)
-    for number in range(length):
+def add_to_digest(digest: Any, folder: Path, path: Path, *, whole: bool) -> None:
+    """The name of a file in `folder`, its size, and its bytes: all, or `DIGEST_ENDS` at each end."""
+    size = path.stat().st_size
+    digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
+    with path.open("rb") as file:
+        if whole:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+        else:
+            digest.update(file.read(DIGEST_ENDS))
+            file.seek(max(size - DIGEST_ENDS, 0))
+            digest.update(file.read(DIGEST_ENDS))
+
+
+def _pieces(length: int, most: int | None) -> Iterator[range]:
+    """The numbers from 0 to `length`, at most so many together."""
+    step = length if most is None else most
+    return (range(first, min(first + step, length)) for first in range(0, length, step))
+
+
+def _take(
+    decoder: Iterator[np.ndarray], clip: Clip, piece: range, length: int, size: Camera
+) -> UInt8[np.ndarray, "T H W 3"]:
+    """The next frames of an episode of this length, those with the numbers of `piece`."""
+    frames = np.empty((len(piece), size.height, size.width, 3), np.uint8)
+    for row, number in enumerate(piece):
         picture = next(decoder, None)
         if picture is None:
             what = f"video ends here, the episode has {length} frames"
             raise ValueError(Problem(file=clip.path, frame=clip.first_frame + number, what=what, fix=COPY_AGAIN))
         _require_size(picture[None], clip.path, size)
-        frames[number] = picture
+        frames[row] = picture
     return frames
 
 
@@ -202,10 +284,17 @@ def _require_size(frames: np.ndarray, path: Path, size: Camera) -> None:
         raise ValueError(Problem(file=path, what=what, fix="write the dataset again"))
 
 
-def require_embodiment(dataset: LeRobotDataset, embodiment: Embodiment) -> None:
+def require_embodiment(dataset: Footage, embodiment: Embodiment, *, needs_state: bool = True) -> None:
     """Raises ValueError, naming both sides of every difference, unless they fit. Cameras that the robot has no slot for
-    are left alone.
+    are left alone. Without `needs_state`, a dataset without state fits a robot that learns no action relative to it.
     """
+    relative = [name for name, delta in zip(embodiment.action_names, embodiment.delta_mask, strict=True) if delta]
+    stateless = not needs_state and not dataset.state_names
+    if stateless and relative:
+        raise ValueError(
+            f"{dataset.folder}: has no state, and embodiment {embodiment.name} learns {', '.join(relative)} relative "
+            "to it: use mode video, or an embodiment without delta dimensions"
+        )
     wanted = dict.fromkeys(embodiment.cameras.values(), tuple(embodiment.image_size))
     cameras = {camera.name: (camera.height, camera.width) for camera in dataset.cameras}
     cameras = cameras if wanted.keys() - cameras.keys() else {name: cameras[name] for name in wanted}
@@ -213,7 +302,7 @@ def require_embodiment(dataset: LeRobotDataset, embodiment: Embodiment) -> None:
         ("robot_type", dataset.robot_type, embodiment.name),
         ("fps", dataset.fps, embodiment.fps),
         ("cameras (height, width)", cameras, wanted),
-        ("state", dataset.state_names, embodiment.state_names),
+        ("state", embodiment.state_names if stateless else dataset.state_names, embodiment.state_names),
         ("action", dataset.action_names, embodiment.action_names),
     )
     differences = [f"{what} is {found} here, {other} there" for what, found, other in sides if found != other]

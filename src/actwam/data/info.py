@@ -24,6 +24,8 @@ CAMERA_PREFIX = "observation.images."
 CAMERA_NAME = re.compile(r"[\w\-][\w.\-]*")
 """A name that is safe as a folder: no separator, no leading dot."""
 STATE, ACTION = "observation.state", "action"
+CONFIDENCE = "action_confidence"
+"""How far an action that was inferred from video can be trusted, from 0 to 1."""
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_LINES_BYTES = 2**30
@@ -63,6 +65,7 @@ class Info:
     cameras: tuple[Camera, ...]
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
+    has_confidence: bool
     chunks_size: int
     data_path: str
     video_path: str
@@ -142,6 +145,7 @@ def read_info(folder: Path) -> Info:
         cameras=tuple(camera for key in features if (camera := _camera(path, key, features[key])) is not None),
         state_names=_names(path, STATE, features.get(STATE)),
         action_names=_names(path, ACTION, features.get(ACTION)),
+        has_confidence=_has_confidence(path, features.get(CONFIDENCE)),
         chunks_size=_number(path, {"chunks_size": CHUNKS_SIZE} | data, "chunks_size", 1, MAX_FRAMES),
         data_path=_template(path, data, "data_path", fields),
         video_path=_template(path, data, "video_path", fields | {"video_key"}) if data.get("video_path") else "",
@@ -205,6 +209,15 @@ def _names(path: Path, key: str, feature: dict[str, Any] | None) -> tuple[str, .
     if not isinstance(names, list) or len(names) != width or not all(isinstance(name, str) for name in names):
         return tuple(f"{key}_{i}" for i in range(width))
     return tuple(names)
+
+
+def _has_confidence(path: Path, feature: dict[str, Any] | None) -> bool:
+    if feature is None:
+        return False
+    if feature.get("dtype") != "float32" or feature.get("shape") != [1]:
+        found = f"{feature.get('dtype')} of shape {feature.get('shape')}"
+        raise _problem(path, f"{CONFIDENCE} is {found}, expected float32 of shape [1]", "rename it, or label again")
+    return True
 
 
 def _template(path: Path, data: dict[str, Any], key: str, fields: set[str]) -> str:

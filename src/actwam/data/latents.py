@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float16, Float32, Int, UInt8
 
-from actwam.data.dataset import LeRobotDataset
+from actwam.data.dataset import Footage
 from actwam.data.info import read_json
 from actwam.data.partial import partial_folder
 
@@ -28,6 +28,8 @@ Progress = Callable[[int, int], None]
 ARRAY, SHEET = "latents.npy", "latents.json"
 BATCH_FRAMES = 32
 """Pictures that are encoded in one call, or one clip where that is longer."""
+PIECE_FRAMES = 8
+"""Frames of a camera that are in memory at once, at whatever size they were recorded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +65,13 @@ class Latents:
             raise ValueError(f"{self.folder}: holds windows of frames {self.offsets}, not {offsets}; encode those")
         return np.ascontiguousarray(found.swapaxes(1, 2), np.float32)
 
+    def single(self, rows: Int[np.ndarray, "B n"]) -> Float32[np.ndarray, "B Z n h w"]:
+        """Copy into memory the latents of pictures that stand alone."""
+        return np.ascontiguousarray(self.array[rows, 0].swapaxes(1, 2), np.float32)
+
 
 def cache_latents(
-    dataset: LeRobotDataset,
+    dataset: Footage,
     *,
     cameras: tuple[str, ...],
     compose: Compose,
@@ -82,7 +88,7 @@ def cache_latents(
     clips of these to latents, stored as float16: `time_stride` pictures become one latent frame, except the first
     of a clip, which stands alone. `offsets` are the future frames of a window. `key` must change whenever
     `compose` or `encode` would give something else: put the codec's hash, the layout and its cameras in it. Every
-    video is decoded once, an episode at a time. `progress(done, total)` counts rows. The folder appears whole or
+    video is decoded once, a few frames at a time. `progress(done, total)` counts rows. The folder appears whole or
     not at all.
 
     Raises ValueError when the latents change shape, exceed float16 or do not fit on the disk, and if the cache
@@ -101,27 +107,36 @@ def cache_latents(
 
 
 def _encoded(
-    dataset: LeRobotDataset,
+    dataset: Footage,
     cameras: tuple[str, ...],
     compose: Compose,
     encode: Encode,
     steps: Int[np.ndarray, "T"],
     progress: Progress,
 ) -> Iterator[tuple[str, int, int, np.ndarray]]:
-    """Where it comes from, its first row, its length, and the latents of every batch of clips, in the order of rows."""
-    size = max(1, BATCH_FRAMES // len(steps))
-    for episode, *views in zip(dataset.episodes, *(dataset.videos(camera) for camera in cameras), strict=True):
-        pictures = compose({camera: frames for camera, (_, frames) in zip(cameras, views, strict=True)})
+    """Where it comes from, its first row, its length, and the latents of every batch of clips, in the order of rows.
+
+    Of an episode only the composed pictures are held that a batch of clips reaches.
+    """
+    size, total = max(1, BATCH_FRAMES // len(steps)), len(dataset.state)
+    pieces = zip(*(dataset.videos(camera, PIECE_FRAMES) for camera in cameras), strict=True)
+    for episode in dataset.episodes:
+        held: list[np.ndarray] = []  # from row `first` of the episode
         for first in range(0, episode.length, size):
-            starts = np.arange(first, min(first + size, episode.length))
-            clips = pictures[np.minimum(starts[:, None] + steps, episode.length - 1)]
-            row = episode.start + first
-            yield f"{dataset.folder}: episode {episode.index}", row, len(starts), encode(clips)
-            progress(row + len(starts), len(dataset.state))
+            end = min(first + size, episode.length)
+            reach = min(end + int(steps[-1]), episode.length) - first
+            while len(held) < reach:
+                views = zip(cameras, next(pieces), strict=True)
+                held.extend(compose({camera: frames for camera, (_, frames) in views}))
+            rows = np.minimum(np.arange(first, end)[:, None] + steps, episode.length - 1) - first
+            clips = np.stack([held[row] for row in rows.flat]).reshape(*rows.shape, *held[0].shape)
+            yield dataset.where(episode.index), episode.start + first, end - first, encode(clips)
+            progress(episode.start + end, total)
+            del held[: end - first]
 
 
 def _write(
-    folder: Path, dataset: LeRobotDataset, frames: int, batches: Iterator[tuple[str, int, int, np.ndarray]]
+    folder: Path, dataset: Footage, frames: int, batches: Iterator[tuple[str, int, int, np.ndarray]]
 ) -> np.memmap:
     array: np.memmap | None = None
     for where, row, count, latents in batches:
@@ -162,7 +177,7 @@ def _require_space(folder: Path, shape: tuple[int, ...]) -> None:
         )
 
 
-def _open(folder: Path, dataset: LeRobotDataset, identity: Mapping[str, object]) -> np.ndarray:
+def _open(folder: Path, dataset: Footage, identity: Mapping[str, object]) -> np.ndarray:
     """Check everything the sheet says, the hash of the array too, and map the array."""
     repair = f"delete {folder} and run again"
     sheet = read_json(folder / SHEET)

@@ -6,14 +6,16 @@ seen, and there is no sampler state to store.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
-from actwam.data.dataset import LeRobotDataset
+from actwam.data.dataset import Footage, LeRobotDataset
+from actwam.data.info import CONFIDENCE
 from actwam.data.latents import Latents
 from actwam.data.transforms import FutureTransform, RobotTransform
 from actwam.types import Batch, Mode
@@ -21,19 +23,31 @@ from actwam.types import Batch, Mode
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """What a sample spans: the next `action_horizon` actions, and the pictures `future_offsets` steps ahead.
+    """What a sample spans: the next `action_horizon` actions, the pictures `future_offsets` steps ahead, and those
+    `history_offsets` (negative) steps ago.
 
-    A codec that compresses time makes one latent frame of `time_stride` such pictures.
+    A codec that compresses time makes one latent frame of `time_stride` future pictures; each past one stands alone.
+    History is evenly spaced, its last picture one spacing ago: a policy that looks every so many steps has it at hand.
     """
 
     action_horizon: int
     future_offsets: tuple[int, ...]
+    history_offsets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.action_horizon < 1:
             raise ValueError(f"action_horizon must be at least 1, not {self.action_horizon}")
         if list(self.future_offsets) != sorted(set(self.future_offsets)) or min(self.future_offsets, default=1) < 1:
             raise ValueError(f"future_offsets must be positive and rising, not {self.future_offsets}")
+        spacing, moments = self.history_spacing, len(self.history_offsets)
+        evenly = tuple(-spacing * n for n in range(moments, 0, -1))
+        if spacing < min(moments, 1) or self.history_offsets != evenly:
+            raise ValueError(f"history_offsets must be evenly spaced up to the present, not {self.history_offsets}")
+
+    @property
+    def history_spacing(self) -> int:
+        """Steps from one picture of history to the next, and from the last to the present; 0 without history."""
+        return -self.history_offsets[-1] if self.history_offsets else 0
 
     def latent_frames(self, time_stride: int) -> int:
         """How many latent frames the future has. Raises ValueError unless its pictures fill them."""
@@ -54,17 +68,24 @@ class Window:
 class Source:
     """One dataset, the latents of its pictures, and what its samples teach.
 
-    Raises ValueError when an episode is shorter than the action horizon or too short for any future frame, and when
-    the future of the window does not fill the latent frames of the codec.
+    VIDEO samples have pictures and instructions only, whatever else the dataset holds: of `transform` they take the
+    widths of the model. The state of a dataset that has none is not valid.
+
+    Raises ValueError when an episode is shorter than the action horizon (but for VIDEO) or too short for any future
+    frame, and when the future of the window does not fill the latent frames of the codec.
+
+    Windows whose inferred actions are trusted less than `min_confidence` on average are left out. Raises ValueError
+    when nothing is left then, and on recorded actions, which have no confidence.
     """
 
-    dataset: LeRobotDataset
+    dataset: Footage
     latents: Latents
     transform: RobotTransform
     window: Window
     mode: Mode
     weight: float = 1.0
     future: FutureTransform = FutureTransform()
+    min_confidence: float = 0.0
     _starts: Int[np.ndarray, "W"] = field(init=False)
     _lasts: Int[np.ndarray, "W"] = field(init=False)
     _episodes: Int[np.ndarray, "W"] = field(init=False)
@@ -75,7 +96,7 @@ class Source:
         if self.mode is not Mode.POLICY and not self.window.future_offsets:
             raise ValueError(f"{self.dataset.folder}: {self.mode} samples need a window with future frames")
         stride = self.latents.time_stride
-        require_lengths(self.dataset, self.window, stride)
+        require_lengths(self.dataset, self.window, {self.mode}, stride)
         reach = 0 if self.mode is Mode.POLICY else self.window.pictures_needed(stride) - 1
         starts, lasts, episodes = [], [], []
         for episode in self.dataset.episodes:
@@ -83,35 +104,72 @@ class Source:
             starts.append(rows)
             lasts.append(np.full(len(rows), episode.start + episode.length - 1))
             episodes.append(np.full(len(rows), episode.index))
-        for name, parts in (("_starts", starts), ("_lasts", lasts), ("_episodes", episodes)):
-            object.__setattr__(self, name, np.concatenate(parts))
+        found = {"_starts": starts, "_lasts": lasts, "_episodes": episodes}
+        windows = {name: np.concatenate(parts) for name, parts in found.items()}
+        if self.min_confidence:
+            kept = trusted_rows(self.dataset, self.window, self.min_confidence)[windows["_starts"]]
+            windows = {name: values[kept] for name, values in windows.items()}
+        if not len(windows["_starts"]):
+            raise ValueError(f"{self.dataset.folder}: no window has a confidence of {self.min_confidence:g}: lower it")
+        for name, values in windows.items():
+            object.__setattr__(self, name, values)
 
     def __len__(self) -> int:
         """How many windows there are: one for every frame that has something to teach."""
         return len(self._starts)
 
-    def batch(self, windows: Int[np.ndarray, "B"]) -> Batch:
-        """These windows as tensors. Rows past the end of an episode repeat its last one and are not valid."""
+    def remembered(self, count: int, random: np.random.Generator) -> Int[np.ndarray, "B"] | None:
+        """How much of its history each of `count` samples is shown, from nothing to all: a policy's memory, which
+        grows from call to call and is cut when it is full, has every length anywhere in an episode.
+        """
+        longest = len(self.window.history_offsets)
+        return random.integers(longest + 1, size=count) if longest else None
+
+    def batch(self, windows: Int[np.ndarray, "B"], moments: Int[np.ndarray, "B"] | None = None) -> Batch:
+        """These windows as tensors. Rows past the end of an episode repeat its last one and are not valid.
+
+        Of the history all is valid that there is, or the newest `moments` of it.
+        """
         start, last = self._starts[windows], self._lasts[windows]
         left = (last - start)[:, None]
-        steps = np.arange(self.window.action_horizon)
         stride, offsets = self.latents.time_stride, self.window.future_offsets
         ends = np.array(offsets[stride - 1 :: stride], int)  # the last picture of every latent frame
-        robot = self.transform.embodiment
-        state = self.dataset.state[start]
-        action = self.transform.model_action(self.dataset.action[start[:, None] + np.minimum(steps, left)], state)
-        used = np.arange(self.transform.action_width) < len(robot.action_names)
         latents = self.latents.window(start, last, offsets)
+        past = start[:, None] + np.array(self.window.history_offsets, int)
+        first = np.array([self.dataset.episodes[i].start for i in self._episodes[windows]])[:, None]
+        if moments is not None:
+            first = np.maximum(first, start[:, None] - moments[:, None] * self.window.history_spacing)
         return Batch(
             modes=(self.mode,) * len(windows),
+            history=torch.from_numpy(self.latents.single(np.maximum(past, first))),
+            history_valid=torch.from_numpy(past >= first),
             latents=torch.from_numpy(self.future.normalize(latents)),
             future_valid=torch.from_numpy(ends <= left),
-            state=torch.from_numpy(self.transform.model_state(state)),
-            action=torch.from_numpy(action),
-            action_valid=torch.from_numpy((steps <= left)[:, :, None] & used),
             instructions=tuple(self.dataset.episodes[i].instruction for i in self._episodes[windows]),
-            embodiment=torch.full((len(windows),), robot.index),
+            **{name: torch.from_numpy(values) for name, values in self._numbers(start, left).items()},
         )
+
+    def _numbers(self, start: Int[np.ndarray, "B"], left: Int[np.ndarray, "B 1"]) -> dict[str, np.ndarray]:
+        """What of these windows is no picture: zeros and nothing valid for VIDEO. `left` rows follow in the episode."""
+        B, K, widths = len(start), self.window.action_horizon, self.transform
+        action_valid = np.zeros((B, K, widths.action_width), bool)
+        state, action = np.zeros((B, widths.state_width), np.float32), action_valid.astype(np.float32)
+        felt, robot = self.mode is not Mode.VIDEO and bool(self.dataset.state_names), self.transform.embodiment
+        if felt:
+            state = self.transform.model_state(self.dataset.state[start])
+        if self.mode is not Mode.VIDEO:
+            steps = np.arange(K)
+            taken = self.dataset.action[start[:, None] + np.minimum(steps, left)]
+            action = self.transform.model_action(taken, self.dataset.state[start])
+            action_valid[:] = (steps <= left)[:, :, None]
+            action_valid[:, :, len(robot.action_names) :] = False
+        return {
+            "state": state,
+            "state_valid": np.full(B, felt),
+            "action": action,
+            "action_valid": action_valid,
+            "embodiment": np.full(B, 0 if self.mode is Mode.VIDEO else robot.index),
+        }
 
 
 @dataclass(frozen=True)
@@ -126,9 +184,9 @@ class Mixture:
         """The batch of this step, the same every time."""
         random = np.random.default_rng((self.seed, step))
         weights = np.array([source.weight for source in self.sources])
-        counts = random.multinomial(self.batch_size, weights / weights.sum())
+        counts = random.multinomial(self.batch_size, weights / weights.sum()).tolist()
         parts = [
-            source.batch(random.integers(len(source), size=count))
+            source.batch(random.integers(len(source), size=count), source.remembered(count, random))
             for source, count in zip(self.sources, counts, strict=True)
             if count
         ]
@@ -137,26 +195,33 @@ class Mixture:
 
 def join(parts: Sequence[Batch]) -> Batch:
     """Batches one after another as one."""
-    tensors = ("latents", "future_valid", "state", "action", "action_valid", "embodiment")
+    tensors: dict[str, Any] = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name, value in vars(parts[0]).items()
+        if isinstance(value, torch.Tensor)
+    }
     return Batch(
         modes=tuple(mode for part in parts for mode in part.modes),
         instructions=tuple(text for part in parts for text in part.instructions),
-        **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors},
+        **tensors,
     )
 
 
-def require_lengths(dataset: LeRobotDataset, window: Window, time_stride: int = 1) -> None:
-    """Raises ValueError when an episode cannot hold one action chunk and one latent frame of future."""
-    needed = max(window.action_horizon, window.pictures_needed(time_stride))
+def require_lengths(dataset: Footage, window: Window, modes: Collection[Mode], time_stride: int = 1) -> None:
+    """Raises ValueError when an episode cannot hold one latent frame of future and, where any of the modes knows
+    actions, one action chunk.
+    """
+    actions = 0 if set(modes) == {Mode.VIDEO} else window.action_horizon
+    needed = max(actions, window.pictures_needed(time_stride))
     for episode in dataset.episodes:
         if episode.length < needed:
             raise ValueError(
-                f"{dataset.folder}: episode {episode.index} has {episode.length} frames, fewer than the {needed} of "
+                f"{dataset.where(episode.index)} has {episode.length} frames, fewer than the {needed} of "
                 "one window; drop it or choose a shorter horizon"
             )
 
 
-def action_chunks(dataset: LeRobotDataset, window: Window) -> tuple[np.ndarray, np.ndarray]:
+def action_chunks(dataset: Footage, window: Window) -> tuple[np.ndarray, np.ndarray]:
     """State (N, s) and the actions that follow it (N, K, a), for every row whose whole chunk lies in its
     episode.
 
@@ -169,3 +234,24 @@ def action_chunks(dataset: LeRobotDataset, window: Window) -> tuple[np.ndarray, 
     ]
     start = np.concatenate(rows)
     return dataset.state[start], dataset.action[start[:, None] + np.arange(window.action_horizon)]
+
+
+def trusted_rows(dataset: Footage, window: Window, least: float) -> Bool[np.ndarray, "N"]:
+    """Which rows begin an action chunk that was inferred with a confidence of at least `least`, on average over the
+    actions that are in the episode.
+
+    Raises ValueError when there is none, and on recorded actions, which have no confidence.
+    """
+    if not isinstance(dataset, LeRobotDataset) or dataset.confidence is None:
+        raise ValueError(f"{dataset.folder}: has no {CONFIDENCE}, which only `actwam label` writes: set no minimum")
+    total = np.concatenate([[0.0], np.cumsum(dataset.confidence, dtype=np.float64)])
+    starts = np.arange(len(dataset.confidence))
+    last = np.concatenate([np.full(e.length, e.start + e.length) for e in dataset.episodes])
+    ends = np.minimum(starts + window.action_horizon, last)
+    mean = (total[ends] - total[starts]) / (ends - starts)
+    if not (mean >= least).any():
+        raise ValueError(
+            f"{dataset.folder}: no window has a confidence of {least:g}, the best has {mean.max():.3g}: lower "
+            "min_confidence"
+        )
+    return mean >= least

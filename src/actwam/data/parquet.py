@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float64, Int64
 
-from actwam.data.info import ACTION, COPY_AGAIN, STATE, Info
+from actwam.data.info import ACTION, CONFIDENCE, COPY_AGAIN, STATE, Info
 from actwam.data.problem import Problem
 from actwam.data.tables import REWRITE, Rows
 
@@ -43,13 +43,14 @@ def read_parquet(path: Path, columns: Sequence[str], max_rows: int) -> pa.Table:
 
 def read_rows(path: Path, info: Info) -> Rows:
     """The rows of one data file. Raises ValueError if it does not hold what `info.json` says."""
-    vectors = {STATE: len(info.state_names), ACTION: len(info.action_names)}
+    vectors = {STATE: len(info.state_names), ACTION: len(info.action_names), CONFIDENCE: int(info.has_confidence)}
     indexes = ("frame_index", "episode_index", "index", "task_index")
     columns = [*(key for key, width in vectors.items() if width), "timestamp", *indexes]
     table = read_parquet(path, columns, info.total_frames)
     return Rows(
         state=_vectors(path, table, STATE, vectors[STATE]),
         action=_vectors(path, table, ACTION, vectors[ACTION]),
+        confidence=_confidence(path, table, vectors[CONFIDENCE]),
         timestamp=floats(path, table, "timestamp"),
         **{name: integers(path, table, name) for name in indexes},
     )
@@ -71,6 +72,15 @@ def floats(path: Path, table: pa.Table, name: str) -> Float64[np.ndarray, "n"]:
     values = column.to_numpy().astype(np.float64)
     if name != "timestamp" and not np.isfinite(values).all():
         raise ValueError(Problem(file=path, key=name, what="has NaN or Inf", fix=REWRITE))
+    return values
+
+
+def _confidence(path: Path, table: pa.Table, width: int) -> np.ndarray:
+    values = _vectors(path, table, CONFIDENCE, width)
+    wrong = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    if len(wrong):
+        what, fix = f"is {values[wrong[0], 0]}, expected 0 to 1", "label the dataset again"
+        raise ValueError(Problem(file=path, key=CONFIDENCE, frame=int(wrong[0]), what=what, fix=fix))
     return values
 
 

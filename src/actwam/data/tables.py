@@ -46,6 +46,8 @@ class Rows:
 
     state: Float32[np.ndarray, "n S"]
     action: Float32[np.ndarray, "n A"]
+    confidence: Float32[np.ndarray, "n c"]
+    """One column, or none where no action was inferred."""
     timestamp: Float64[np.ndarray, "n"]
     frame_index: Int64[np.ndarray, "n"]
     episode_index: Int64[np.ndarray, "n"]

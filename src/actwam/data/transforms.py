@@ -7,14 +7,14 @@ needed to prepare an observation and to read an action.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -83,6 +83,34 @@ class ViewLayout:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ViewLayout:
         return cls(data["height"], data["width"], tuple(Slot(**slot) for slot in data["slots"]), data["resample"])
+
+
+@dataclass(frozen=True)
+class View:
+    """How recordings become the model's picture: `cameras` maps every slot of the layout to the camera that fills it.
+
+    Raises ValueError when the slots are not those of the layout, or one camera fills two.
+    """
+
+    layout: ViewLayout
+    cameras: Mapping[str, str] = field(hash=False)
+
+    def __post_init__(self) -> None:
+        slots = {slot.name for slot in self.layout.slots}
+        if set(self.cameras) != slots:
+            raise ValueError(f"a view fills slots {sorted(self.cameras)}, its layout has {sorted(slots)}")
+        if len(set(self.cameras.values())) != len(self.cameras):
+            raise ValueError(f"one camera fills two slots of a view: {self.cameras}")
+
+    def picture(self, images: Mapping[str, UInt8[np.ndarray, "T H W 3"]]) -> UInt8[np.ndarray, "T h w 3"]:
+        """Compose T frames of these cameras, of whatever size."""
+        return self.layout.compose({slot: images[camera] for slot, camera in self.cameras.items()})
+
+
+def whole_picture(camera: str, like: ViewLayout) -> View:
+    """One camera that fills a picture of the size of another layout."""
+    slot = Slot("whole", 0, 0, like.height, like.width)
+    return View(ViewLayout(like.height, like.width, (slot,), like.resample), {slot.name: camera})
 
 
 def _overlap(one: Slot, other: Slot) -> bool:
@@ -176,7 +204,11 @@ class RobotTransform:
                 size = "x".join(map(str, (*self.embodiment.image_size, 3)))
                 found = "x".join(map(str, frames.shape[1:]))
                 raise ValueError(f"camera {name} must give {size} uint8 pictures, not {found} {frames.dtype}")
-        return self.layout.compose({slot: images[camera] for slot, camera in cameras.items()})
+        return self.view.picture(images)
+
+    @property
+    def view(self) -> View:
+        return View(self.layout, self.embodiment.cameras)
 
     def model_state(self, state: Float[np.ndarray, "... s"]) -> Float[np.ndarray, "... S"]:
         """Normalise and pad with zeros. Raises ValueError on another width, NaN or Inf."""
@@ -238,10 +270,14 @@ class FutureTransform:
     scale: tuple[float, ...] | None = None
 
     @classmethod
-    def fit(cls, latents: Float[np.ndarray, "B Z T h w"]) -> FutureTransform:
-        """The standard deviation of the change in every channel, over B windows of latents."""
-        change = latents[:, :, 1:] - latents[:, :, :1]
-        return cls(tuple(float(std) for std in change.std(axis=(0, 2, 3, 4)).clip(min=1e-6)))
+    def fit(cls, latents: Float[np.ndarray, "B Z T h w"], future_valid: Bool[np.ndarray, "B F"]) -> FutureTransform:
+        """The standard deviation of the change in every channel, over B windows of latents, of which the frames that
+        repeat the end of an episode do not count. Raises ValueError where there are no others.
+        """
+        if not future_valid.any():
+            raise ValueError("no window has a future frame in its episode: nothing tells how much latents change")
+        change = (latents[:, :, 1:] - latents[:, :, :1]).swapaxes(1, 2)[future_valid]
+        return cls(tuple(float(std) for std in change.std(axis=(0, 2, 3)).clip(min=1e-6)))
 
     def normalize(self, latents: Float[np.ndarray, "B Z T h w"]) -> Float[np.ndarray, "B Z T h w"]:
         """The present as it is, then the future as the model sees it."""

@@ -123,16 +123,24 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: int) -> N
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """What the packets say: the time stamp of every frame in presentation order, and the keyframes."""
+    """What the packets say: the time stamp of every frame in presentation order, in `tick` seconds, and the
+    keyframes.
+    """
 
     height: int
     width: int
+    tick: Fraction
     stamps: tuple[int, ...]
     keyframes: tuple[int, ...]
 
     @property
     def frames(self) -> int:
         return len(self.stamps)
+
+    @property
+    def seconds(self) -> float:
+        """From the first frame to the last."""
+        return float((self.stamps[-1] - self.stamps[0]) * self.tick)
 
 
 def index_video(path: Path) -> VideoIndex:
@@ -146,22 +154,46 @@ def index_video(path: Path) -> VideoIndex:
 @lru_cache(maxsize=1024)
 def _index(path: Path, size: int, modified: int) -> VideoIndex:
     """`size` and `modified` are there so that a file that changes is read again."""
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         # Packets without data flush the decoder; those marked "discard" are decoded but never shown.
-        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        try:
+            packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        except FFmpegError as error:
+            what = f"video is damaged or truncated ({error.strerror})"
+            raise ValueError(Problem(file=path, what=what, fix=_COPY_AGAIN)) from error
+        if not packets:
+            raise ValueError(Problem(file=path, what="video has no frames", fix=_COPY_AGAIN))
         if any(packet.pts is None for packet in packets):
             raise ValueError(Problem(file=path, what="a frame has no time stamp", fix="encode the video again"))
         packets.sort(key=lambda packet: packet.pts)
         stamps = tuple(packet.pts for packet in packets)
         keyframes = tuple(number for number, packet in enumerate(packets) if packet.is_keyframe)
-        height, width = stream.height, stream.width
+        height, width, tick = stream.height, stream.width, Fraction(stream.time_base)
     if len(set(stamps)) < len(stamps) or not keyframes or keyframes[0] != 0:
         what = "frames share a time stamp, or the first one is no keyframe"
         raise ValueError(Problem(file=path, what=what, fix="encode the video again"))
     if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
         what = f"pictures of {height}x{width} (height x width) are beyond the limit of {MAX_SIDE}"
         raise ValueError(Problem(file=path, what=what, fix="encode the video again, smaller"))
-    return VideoIndex(height=height, width=width, stamps=stamps, keyframes=keyframes)
+    return VideoIndex(height=height, width=width, tick=tick, stamps=stamps, keyframes=keyframes)
+
+
+def quarter_turns(path: Path) -> int:
+    """How often a player turns the pictures counterclockwise by 90 degrees, as those of a phone held upright; what
+    reads frames here does not. Decodes the first frame. Raises ValueError if it cannot, and on another angle.
+    """
+    with opened(path) as (container, stream):
+        try:
+            first = next(container.decode(stream), None)
+        except FFmpegError as error:
+            what = f"video is damaged or truncated here ({error.strerror})"
+            raise ValueError(Problem(file=path, frame=0, what=what, fix=_COPY_AGAIN)) from error
+    if first is None:
+        raise ValueError(Problem(file=path, frame=0, what="video is damaged or truncated here", fix=_COPY_AGAIN))
+    if first.rotation % 90:
+        what = f"is to be shown turned by {first.rotation} degrees, which no quarter turn makes"
+        raise ValueError(Problem(file=path, what=what, fix="encode the video again, upright"))
+    return first.rotation // 90 % 4
 
 
 def read_frames(path: Path, numbers: Int[np.ndarray, "T"]) -> UInt8[np.ndarray, "T H W 3"]:
@@ -187,7 +219,7 @@ def read_frames(path: Path, numbers: Int[np.ndarray, "T"]) -> UInt8[np.ndarray, 
 def _pick(path: Path, index: VideoIndex, wanted: list[int], seek: bool) -> UInt8[np.ndarray, "T H W 3"]:
     """Decode frames of ascending numbers."""
     pictures = np.empty((len(wanted), index.height, index.width, 3), np.uint8)
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         decoded = _decoded(path, container, stream, index, start=0)
         position = 0  # the number of the frame that `decoded` yields next
         for row, number in enumerate(wanted):
@@ -206,7 +238,7 @@ def _pick(path: Path, index: VideoIndex, wanted: list[int], seek: bool) -> UInt8
 def iterate_frames(path: Path) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """Decode a whole file frame by frame. Raises ValueError with the file and the damaged frame."""
     index = index_video(path)
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         for _, picture in _decoded(path, container, stream, index, start=0):
             yield picture
 
@@ -236,7 +268,8 @@ def _decoded(path: Path, container: Any, stream: Any, index: VideoIndex, start: 
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+def opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The container and its video stream. Raises ValueError where there is none, and on damage."""
     try:
         container = av.open(str(path))
     except FFmpegError as error:

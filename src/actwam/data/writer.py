@@ -10,6 +10,7 @@ here without pandas.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,11 @@ import pyarrow.parquet as pq
 
 from actwam.data.embodiment import Embodiment
 from actwam.data.episode import Episode
-from actwam.data.info import ACTION, CAMERA_NAME, CAMERA_PREFIX, STATE
+from actwam.data.info import ACTION, CAMERA_NAME, CAMERA_PREFIX, CONFIDENCE, STATE
 from actwam.data.partial import partial_folder
+from actwam.data.remux import VideoCopy, VideoFormat
 from actwam.data.stats import count_colours, feature_stats, image_stats
+from actwam.data.tables import Clip
 from actwam.data.video import CODEC, GROUP, PIXEL_FORMAT, RATE_FACTOR, VideoWriter, check_size
 
 VERSION = "v3.0"
@@ -43,7 +46,9 @@ class DatasetWriter:
     """A context manager: `with DatasetWriter(folder, embodiment) as writer: writer.add_episode(episode)`.
 
     Files grow in `<folder>.partial`; leaving the block closes and renames it, an exception removes it. A
-    file is closed at the first end of an episode past its size limit.
+    file is closed at the first end of an episode past its size limit. Of an embodiment without state or without
+    action names that feature is left out. `copied` names the cameras whose pictures are not encoded here: every
+    episode brings the clips that hold them in this format.
 
     Raises ValueError if the folder exists, if an episode does not fit the embodiment, or if there was no
     episode.
@@ -54,18 +59,20 @@ class DatasetWriter:
         folder: Path,
         embodiment: Embodiment,
         *,
+        copied: Mapping[str, VideoFormat] | None = None,
         data_file_bytes: int = DATA_FILE_MB * 2**20,
         video_file_bytes: int = VIDEO_FILE_MB * 2**20,
     ) -> None:
         _check_embodiment(folder, embodiment)
         self.folder = folder
         self.embodiment = embodiment
+        self._copied = dict(copied or {})
         self._limits = data_file_bytes, video_file_bytes
         self._stack = ExitStack()
         self._broken = False
         self._frames = 0
         self._tasks: dict[str, int] = {}
-        self._seeds: list[int] = []
+        self._seeds: list[int | None] = []
         self._rows: list[dict[str, Any]] = []
         self._columns: dict[str, list[np.ndarray]] = {}
         self._colours: dict[str, tuple[np.ndarray, int]] = {}
@@ -99,19 +106,24 @@ class DatasetWriter:
         """How many episodes were added so far."""
         return len(self._rows)
 
-    def add_episode(self, episode: Episode) -> None:
-        """Append one episode, or write nothing and raise a ValueError that names episode and key."""
+    def add_episode(self, episode: Episode, clips: Mapping[str, Clip] | None = None) -> None:
+        """Append one episode, or write nothing and raise a ValueError that names episode and key.
+
+        `clips` are where the pictures of the `copied` cameras are stored: `episode.images` are their first frames.
+        """
         number = len(self._rows)
         if self._broken:
             raise ValueError(f"{self.folder}: episode {number}: the one before was only half written; start again")
         check_episode(episode, self.embodiment, f"{self.folder}: episode {number}")
+        if number and (episode.confidence is None) != (CONFIDENCE not in self._columns):
+            raise ValueError(f"{self.folder}: episode {number}: all episodes have a confidence, or none has")
         self._broken = True  # until the last file has its part, a failure leaves files that disagree
         length, fps = len(episode.state), self.embodiment.fps
         task = self._tasks.setdefault(episode.instruction, len(self._tasks))
         steps = np.arange(length)
+        known = {STATE: episode.state, ACTION: episode.action, CONFIDENCE: episode.confidence}
         columns: dict[str, np.ndarray] = {
-            STATE: episode.state.astype(np.float32),
-            ACTION: episode.action.astype(np.float32),
+            **{key: values.astype(np.float32) for key, values in known.items() if values is not None and values.size},
             "timestamp": (steps / fps).astype(np.float32),
             "frame_index": steps,
             "episode_index": np.full(length, number),
@@ -130,7 +142,8 @@ class DatasetWriter:
         }
         stats = {key: feature_stats(values.reshape(length, -1)) for key, values in columns.items()}
         for camera, videos in self._videos.items():
-            chunk, file, before = videos.append(episode.images[camera])
+            clip = (clips or {})[camera] if camera in self._copied else None
+            chunk, file, before = videos.append(episode.images[camera], clip)
             place: dict[str, float] = {"chunk_index": chunk, "file_index": file}
             place |= {"from_timestamp": before / fps, "to_timestamp": (before + length) / fps}
             row |= {f"videos/{videos.key}/{name}": value for name, value in place.items()}
@@ -164,7 +177,8 @@ class DatasetWriter:
         stats |= {key: image_stats(histogram, frames) for key, (histogram, frames) in self._colours.items()}
         _write_json(meta / "stats.json", stats)
         _write_json(meta / "info.json", self._info())
-        _write_json(meta / "seeds.json", {"seeds": self._seeds})
+        if None not in self._seeds:
+            _write_json(meta / "seeds.json", {"seeds": self._seeds})
         _write_tasks(meta / "tasks.parquet", list(self._tasks))
         path = self._root / EPISODES_PATH
         path.parent.mkdir(parents=True)
@@ -172,28 +186,13 @@ class DatasetWriter:
 
     def _info(self) -> dict[str, Any]:
         robot = self.embodiment
-        height, width = robot.image_size
-        video = {
-            "dtype": "video",
-            "shape": [height, width, 3],
-            "names": ["height", "width", "channels"],
-            "info": {
-                "video.height": height,
-                "video.width": width,
-                "video.channels": 3,
-                "video.codec": CODEC,
-                "video.pix_fmt": PIXEL_FORMAT,
-                "video.fps": robot.fps,
-                "video.g": GROUP,
-                "video.crf": RATE_FACTOR,
-                "is_depth_map": False,
-                "has_audio": False,
-            },
-        }
-        features: dict[str, Any] = {videos.key: video for videos in self._videos.values()}
+        features = {videos.key: self._video(self._copied.get(camera)) for camera, videos in self._videos.items()}
         for key, names in ((STATE, robot.state_names), (ACTION, robot.action_names)):
-            features[key] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
-        features["timestamp"] = {"dtype": "float32", "shape": [1], "names": None}
+            if names:
+                features[key] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
+        for key in (CONFIDENCE, "timestamp"):
+            if key in self._columns:
+                features[key] = {"dtype": "float32", "shape": [1], "names": None}
         features |= {key: {"dtype": "int64", "shape": [1], "names": None} for key in _INDEXES}
         return {
             "codebase_version": VERSION,
@@ -211,14 +210,32 @@ class DatasetWriter:
             "features": features,
         }
 
+    def _video(self, copied: VideoFormat | None) -> dict[str, Any]:
+        height, width = self.embodiment.image_size
+        ours = {"video.g": GROUP, "video.crf": RATE_FACTOR} if copied is None else {}
+        return {
+            "dtype": "video",
+            "shape": [height, width, 3],
+            "names": ["height", "width", "channels"],
+            "info": {
+                "video.height": height,
+                "video.width": width,
+                "video.channels": 3,
+                "video.codec": CODEC if copied is None else copied.codec,
+                "video.pix_fmt": PIXEL_FORMAT if copied is None else copied.pixel_format,
+                "video.fps": self.embodiment.fps,
+                **ours,
+                "is_depth_map": False,
+                "has_audio": False,
+            },
+        }
+
 
 def _check_embodiment(folder: Path, embodiment: Embodiment) -> None:
     check_size(f"{folder}: embodiment {embodiment.name}", *embodiment.image_size)
     for name in embodiment.cameras.values():
         if not CAMERA_NAME.fullmatch(name):
             raise ValueError(f"{folder}: camera {name!r} is no plain name; use letters, digits, '_', '-' and '.'")
-    if not embodiment.state_names or not embodiment.action_names:
-        raise ValueError(f"{folder}: embodiment {embodiment.name} has no state or no action; name its dimensions")
 
 
 def check_episode(episode: Episode, embodiment: Embodiment, where: str) -> None:
@@ -250,6 +267,9 @@ def check_episode(episode: Episode, embodiment: Embodiment, where: str) -> None:
         if len(bad):
             frame, i = (int(n) for n in bad[0])
             raise ValueError(f"{where}: {key}: frame {frame}: {names[i]} is {values[frame, i]}; drop the episode")
+    trust = episode.confidence
+    if trust is not None and (trust.shape != (length,) or not ((trust > 0) & (trust <= 1)).all()):
+        raise ValueError(f"{where}: confidence must be {length} numbers above 0 and up to 1")
 
 
 @dataclass
@@ -298,21 +318,34 @@ class _VideoFiles:
         self.key = key
         self._root, self._size, self._fps, self._limit = root, size, fps, limit
         self._place = _Place()
-        self._writer: VideoWriter | None = None
+        self._writer: VideoWriter | VideoCopy | None = None
+        self._source: Path | None = None
 
-    def append(self, frames: np.ndarray) -> tuple[int, int, int]:
-        """Chunk, file, and how many frames are in that file before these."""
-        if self._writer is not None and self._writer.bytes >= self._limit:
+    def append(self, frames: np.ndarray, clip: Clip | None) -> tuple[int, int, int]:
+        """Chunk, file, and how many frames are in that file before these. Those of a clip are copied out of its file,
+        of which one of ours holds no more than one: how a picture is to be decoded is said once for a whole file.
+        """
+        source = None if clip is None else clip.path
+        if self._writer is not None and (self._writer.bytes >= self._limit or self._source != source):
             self.close()
             self._place.advance()
         if self._writer is None:
             place = {"chunk_index": self._place.chunk, "file_index": self._place.file}
             path = self._root / VIDEO_PATH.format(video_key=self.key, **place)
-            height, width = self._size
-            self._writer = VideoWriter(path, height=height, width=width, fps=self._fps)
+            self._writer, self._source = self._open(path, source), source
         before = self._writer.frames
-        self._writer.append(frames)
+        if isinstance(self._writer, VideoWriter):
+            self._writer.append(frames)
+        else:
+            assert clip is not None  # its file is what is being copied
+            self._writer.append(clip.first_frame, len(frames))
         return self._place.chunk, self._place.file, before
+
+    def _open(self, path: Path, source: Path | None) -> VideoWriter | VideoCopy:
+        if source is not None:
+            return VideoCopy(path, source, self._fps)
+        height, width = self._size
+        return VideoWriter(path, height=height, width=width, fps=self._fps)
 
     def close(self) -> None:
         writer, self._writer = self._writer, None

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from actwam.checkpoint import require_fitting
 from actwam.data.embodiment import Embodiment
 from actwam.data.loader import Window
-from actwam.data.transforms import ViewLayout
+from actwam.data.transforms import View, ViewLayout
 from actwam.model.config import TransformerConfig
 from actwam.model.text import TextEncoder
 from actwam.objective import ObjectiveConfig
@@ -27,11 +27,33 @@ Dtype = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """A dataset by the name that the run gives it, what its samples teach, and how often it is drawn."""
+    """A dataset by the name that the run gives it, what its samples teach, and how often it is drawn.
+
+    Video of something that is none of the recipe's robots may say with `view` which of its cameras fill which slots;
+    without one, a single camera fills the picture. `fps` is how many rows a second it has; without it, as many as the
+    robots have. Of actions that were inferred (`actwam label`), windows below `min_confidence` on average are left out.
+    """
 
     dataset: str
     mode: Mode
     weight: float = 1.0
+    min_confidence: float = 0.0
+    view: View | None = None
+    fps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode is not Mode.VIDEO and (self.view, self.fps) != (None, None):
+            raise ValueError(
+                f"dataset {self.dataset}: a view or a rate of its own is for mode video; in mode {self.mode} both are "
+                "those of its robot"
+            )
+        if not 0 <= self.min_confidence <= 1 or (self.mode is Mode.VIDEO and self.min_confidence):
+            raise ValueError(
+                f"dataset {self.dataset}: min_confidence must be from 0 to 1, and 0 for mode video, which learns no "
+                f"action, not {self.min_confidence:g}"
+            )
+        if self.fps is not None and self.fps < 1:
+            raise ValueError(f"dataset {self.dataset}: fps must be at least 1, not {self.fps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +143,14 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecConfig:
-    """A `PatchPCACodec`: `patch` pixels square, `channels` wide, fitted on at most `fit_frames` frames."""
+    """A `PatchPCACodec`: `patch` pixels square, `channels` wide, fitted on at most `fit_frames` frames of `datasets`, or
+    of all that the recipe learns from if none is named. Trainings that are compared should have one codec.
+    """
 
     patch: int
     channels: int
     fit_frames: int = 2000
+    datasets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +165,12 @@ class Recipe:
     start: Path | None = None
     """A checkpoint whose weights, codec and text encoder training starts from. `codec` is not fitted then, and
     `text` must be that of the checkpoint; without a start, neither may be None."""
+    refit: tuple[str, ...] = ()
+    """Robots of the start whose statistics are fitted anew; of all others they stay (`train.grow`)."""
+    drop: tuple[str, ...] = ()
+    """Robots of the start that are given up, so that others may have their index; all others are kept."""
+    like: str | None = None
+    """The robot of the start whose projectors new robots begin with; its first one if not given."""
     robots: tuple[Embodiment, ...]
     model: TransformerConfig
     table: Table
@@ -164,13 +195,27 @@ class Recipe:
                 f"{self.model.latent_channels}"
             )
         self._require_fitting_robots()
+        self._require_fitting_views()
         sees_future = Group.ACTION in self.table.groups and Group.FUTURE in self.table.reach(Group.ACTION)
+        self._require_fitting_future(sees_future)
         for stage in self.stages:
             if sees_future and stage.objective.future_share < 1:
                 raise ValueError(
                     f"stage {stage.name}: future_share below 1 hides the future from actions that see it in table "
                     f"{self.table.name}; it is for tables whose actions never see the future"
                 )
+
+    def _require_fitting_future(self, sees_future: bool) -> None:
+        offsets, table = self.window.future_offsets, self.table
+        problems = {
+            f"table {table.name} has no future: set future_offsets to ()": offsets and Group.FUTURE not in table.groups,
+            f"actions of table {table.name} see a future: give future_offsets, or take ACTION_ONLY": sees_future
+            and not offsets,
+            "future_as_change needs future_offsets": not offsets and self.future_as_change,
+        }
+        for problem, holds in problems.items():
+            if holds:
+                raise ValueError(f"recipe {self.name}: {problem}")
 
     def _require_fitting_robots(self) -> None:
         if len(self.layouts) != len(self.robots) or len({(each.height, each.width) for each in self.layouts}) != 1:
@@ -184,6 +229,18 @@ class Recipe:
             slots = {slot.name for slot in layout.slots}
             if slots != set(robot.cameras):
                 raise ValueError(f"{problem} fills slots {sorted(robot.cameras)}, its layout has {sorted(slots)}")
+
+    def _require_fitting_views(self) -> None:
+        size = self.layouts[0].height, self.layouts[0].width
+        first: dict[str, SourceConfig] = {}
+        for source in (source for stage in self.stages for source in stage.sources):
+            problem, view = f"recipe {self.name}: dataset {source.dataset}", source.view
+            if view is not None and (view.layout.height, view.layout.width) != size:
+                found = f"{view.layout.height} x {view.layout.width}"
+                raise ValueError(f"{problem}: its view is {found}, the picture {size[0]} x {size[1]}")
+            other = first.setdefault(source.dataset, source)
+            if (source.view, source.fps) != (other.view, other.fps):
+                raise ValueError(f"{problem} has two views or rates: give its folder two names")
 
     def robot(self, robot_type: str) -> Embodiment:
         """The robot that a dataset was recorded on. Raises ValueError listing the robots of this recipe."""
