@@ -10,21 +10,24 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import tiny
 import tiny_official
 import torch
 from v21_files import write_v2
 
 from actwam import cli
-from actwam.checkpoint import load, newest
+from actwam.checkpoint import Setup, load, newest
 from actwam.convert import import_model
 from actwam.data.embodiment import Embodiment, read_robot
 from actwam.data.episode import Episode
+from actwam.data.loader import Window
+from actwam.data.transforms import FutureTransform
 from actwam.data.writer import DatasetWriter
-from actwam.model.config import TransformerConfig
 from actwam.objective import ObjectiveConfig
 from actwam.policy import Policy
 from actwam.recipes import gwp
 from actwam.sampler import Sampling
+from actwam.tokens import ACTION_CENTERED
 from actwam.types import Group
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "robots"
@@ -158,6 +161,41 @@ def test_resuming_a_fine_tuning(
     assert (checkpoint / "manifest.json").read_bytes() == before
 
 
+def test_as_many_embodiments_as_robots_need(start: Path, data: dict[str, Path], tmp_path: Path) -> None:
+    there, first = load(start).model.config.embodiments, read_robot(data["robot_a"])
+    experts: Any = 1 if start.name == "gwp0" else 2
+    for index, embodiments in ((there - 1, there), (there, there + 1)):
+        made = gwp.finetune(experts=experts, start=start, robots=[replace(first, index=index)])
+        assert made.model.embodiments == embodiments
+    with pytest.raises(ValueError, match="leaves rows unused"):
+        gwp.finetune(experts=experts, start=start, robots=[replace(first, index=there + 1)])
+
+
+def test_a_robot_keeps_the_statistics_of_its_publisher(
+    start: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the recipe says otherwise; and another robot cannot take its index by mistake."""
+    source = tiny_official.pipeline(tmp_path / "official", start.name)
+    published = tmp_path / start.name
+    import_model(str(source), published, tiny_official.import_config(tmp_path))
+    words = ("actwam", "train", f"gwp.{start.name}", "--start", published, "--robots", data["robot_a"])
+    for out, options in (("kept", ()), ("refit", ("refit", tiny_official.ROBOT))):
+        line = [*words, "--data", "a", data["v30"], "--out", tmp_path / out, *SIZES, *options]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in line])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        assert exit_.value.code == 0
+    before, kept, refit = (load(folder).robot() for folder in (published, tmp_path / "kept", tmp_path / "refit"))
+    assert kept.norm_stats() == before.norm_stats() != refit.norm_stats()
+    experts: Any = 1 if start.name == "gwp0" else 2
+    other = replace(read_robot(data["robot_a"]), name="other")
+    with pytest.raises(ValueError, match=f"that of robot {tiny_official.ROBOT} there.* give other index 1"):
+        gwp.finetune(experts=experts, start=published, robots=[other])
+    assert gwp.finetune(experts=experts, start=published, robots=[other], drop=(tiny_official.ROBOT,)).robots == (
+        other,
+    )
+
+
 def test_the_values(start: Path) -> None:
     robot = read_robot(EXAMPLES / "piper_dual.yaml")
     with pytest.raises(ValueError, match="has 14 state dimensions, the model is 8 wide"):
@@ -167,9 +205,18 @@ def test_the_values(start: Path) -> None:
         gwp.finetune(experts=other, start=start, robots=[robot])
 
 
-def official(experts: Literal[1, 2], start: Path) -> TransformerConfig:
-    """Stands for reading the sizes of a checkpoint."""
-    return gwp.official_size(experts)
+def official(experts: Literal[1, 2], start: Path) -> Setup:
+    """Stands for reading what an imported checkpoint says of itself."""
+    return Setup(
+        model=gwp.official_size(experts),
+        text=tiny.TEXT,
+        table=ACTION_CENTERED,
+        robots=(),
+        window=Window(action_horizon=48, future_offsets=(48,)),
+        sampling=gwp.sampling(experts),
+        future=FutureTransform(),
+        trained={"imported": "gwp0" if experts == 1 else "gwp05"},
+    )
 
 
 TRAINING = {
@@ -232,7 +279,7 @@ def test_the_full_size_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both presets of both models for a real robot, with the numbers of the paper and of the code."""
     robots = [read_robot(EXAMPLES / name) for name in ("piper_dual.yaml",)]
     for experts in (1, 2):
-        monkeypatch.setattr(gwp, "read_config", partial(official, experts))
+        monkeypatch.setattr(gwp, "read_setup", partial(official, experts))
         made = {
             v: gwp.finetune(experts=experts, start=Path("x"), robots=robots, values=v) for v in ("paper", "released")
         }

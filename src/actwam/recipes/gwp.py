@@ -16,17 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from actwam.checkpoint import read_config
+from actwam.checkpoint import read_setup
 from actwam.data.embodiment import Embodiment
 from actwam.data.loader import Window
 from actwam.data.transforms import layout_of
 from actwam.model.config import TransformerConfig, one_expert, two_experts
 from actwam.model.weights import ActionSide
 from actwam.objective import ObjectiveConfig
+from actwam.recipes.tuning import Tune, tuned
 from actwam.sampler import Sampling
 from actwam.tokens import ACTION_CENTERED
-from actwam.train.config import Lora, Recipe, SourceConfig, StageConfig
-from actwam.types import Group, Mode
+from actwam.train.config import Recipe, SourceConfig, StageConfig
+from actwam.train.grow import sizes_for
+from actwam.types import Mode
 
 WAN = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 """The codec and the text encoder of both models, and the weights that they started from."""
@@ -47,7 +49,6 @@ ACTIONS = ActionSide(width=32, embodiments=1, expert=ACTION_EXPERT)
 SAMPLING_STEPS = 10
 
 Values = Literal["paper", "released"]
-Tune = Literal["full", "low_memory", "action_expert", "lora"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,19 +127,22 @@ def finetune(
     height: int = PICTURE[0],
     width: int = PICTURE[1],
     seed: int = 0,
+    refit: tuple[str, ...] = (),
+    drop: tuple[str, ...] = (),
+    like: str | None = None,
 ) -> Recipe:
     """One stage on demonstrations, from the imported checkpoint `start`.
 
-    `datasets` are names that `--data` gives folders to; a dataset finds its robot by its robot_type. `tune`: all
-    weights in float32 with AdamW ("full"); all in bfloat16 with 8-bit optimizer states, without a moving average
-    ("low_memory"); the action expert alone ("action_expert", two experts only); or LoRA adapters of rank 16 ("lora").
-    `actwam memory` says what each needs. Raises ValueError when `start` has another number of experts.
+    `datasets` are names that `--data` gives folders to; a dataset finds its robot by its robot_type. `tune` and what
+    each needs of memory: `tuning.Tune` and `actwam memory`. A robot that `start` has and that did not change keeps its
+    statistics, those of its publisher in imported weights, unless `refit` names it; one that is not among `robots` is
+    kept, unless `drop` names it; a new one begins with the projectors of `like` (`Recipe`). There are as many
+    embodiments as all of them need. Raises ValueError when `start` has another number of experts.
     """
-    model = replace(read_config(start), noisy_padding=False)
+    setup = read_setup(start)
+    model = replace(sizes_for(setup, robots, str(start), drop), noisy_padding=False)
     if len(model.experts) != experts:
         raise ValueError(f"{start}: has {len(model.experts)} experts, this recipe is for {experts}")
-    if tune == "action_expert" and experts == 1:
-        raise ValueError("tune action_expert needs two experts, and GWP-0 has one: take lora or low_memory")
     training = TRAINING[experts, values]
     steps = training.steps if steps is None else steps
     stage = StageConfig(
@@ -168,8 +172,11 @@ def finetune(
         layouts=tuple(layout_of(robot, height, width, resample="bilinear") for robot in robots),
         window=Window(action_horizon=action_horizon, future_offsets=offsets(action_horizon)),
         sampling=sampling(experts),
-        stages=(_tuned(stage, tune),),
+        stages=(tuned(stage, tune, experts=experts, frozen_weights="bf16"),),
         constant="center",
+        refit=refit,
+        drop=drop,
+        like=like,
     )
 
 
@@ -210,14 +217,3 @@ def sampling(experts: int) -> Sampling:
     return Sampling(
         num_steps=SAMPLING_STEPS, action_shift=5.0, future_shift=5.0 if experts == 1 else 2.0, schedule="diffusers"
     )
-
-
-def _tuned(stage: StageConfig, tune: Tune) -> StageConfig:
-    if tune == "low_memory":
-        return replace(stage, weights="bf16", optimizer="adamw8bit", ema_decay=None, recompute_activations=True)
-    if tune == "action_expert":
-        frozen = (Group.HISTORY, Group.OBSERVATION, Group.FUTURE)
-        return replace(stage, freeze=frozen, frozen_weights="bf16", recompute_activations=True)
-    if tune == "lora":
-        return replace(stage, lora=Lora(rank=16, alpha=16.0), frozen_weights="bf16", recompute_activations=True)
-    return stage

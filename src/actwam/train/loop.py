@@ -21,9 +21,10 @@ from actwam.memory import device_of, require
 from actwam.model.files import read_safetensors
 from actwam.train.adapt import adapt, published
 from actwam.train.config import Precision, Recipe, StageConfig
+from actwam.train.datasets import open_datasets
 from actwam.train.memory import recipe_need
 from actwam.train.metrics import Tracker, open_metrics
-from actwam.train.prepare import Progress, initial, mixture, open_datasets, require_recipe
+from actwam.train.prepare import Progress, initial, mixture, require_recipe
 from actwam.train.state import TrainState, learning_rate
 from actwam.train.step import train_step
 from actwam.types import Batch

@@ -1,4 +1,4 @@
-"""Projectors of official weights, before robots that those never saw are trained on them."""
+"""Projectors of weights that were trained with other robots, or with noise where this one has nothing."""
 
 from __future__ import annotations
 
@@ -31,15 +31,3 @@ def silence_padding(model: WorldActionTransformer, robots: Sequence[Embodiment])
             model.state_encoder.first.weight[index, state:] = 0
         model.action_decoder.last.weight[index, :, action:] = 0
         model.action_decoder.last.bias[index, action:] = 0
-
-
-@torch.no_grad()
-def share_first_embodiment(model: WorldActionTransformer, robots: Sequence[Embodiment]) -> None:
-    """Let every robot begin with the projectors of embodiment 0, in place.
-
-    The released GWP-0 trained and acts as embodiment 0 whatever robot it is given; its other rows are as they were
-    drawn.
-    """
-    for layer in (model.action_encoder.first, model.action_decoder.last):
-        for robot in robots:
-            layer.weight[robot.index], layer.bias[robot.index] = layer.weight[0], layer.bias[0]

@@ -29,12 +29,13 @@ class TrainState:
 
     @classmethod
     def start(cls, model: nn.Module, stage: StageConfig) -> TrainState:
-        """A fresh optimizer; weight decay is for matrices, not for biases, norms and modulation tables.
+        """A fresh optimizer; weight decay is for matrices, not for biases, norms, modulation tables and the rows of
+        embodiments, which are three-dimensional: decay would shrink those of robots that are not there to learn.
 
         Raises ValueError when the stage wants 8-bit moments and torchao is not installed.
         """
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        matrices = {name for name, p in named if p.ndim >= 2 and name.endswith("weight")}
+        matrices = {name for name, p in named if p.ndim == 2 and name.endswith("weight")}
         groups = [
             {"params": [p for name, p in named if name in matrices], "weight_decay": stage.weight_decay},
             {"params": [p for name, p in named if name not in matrices], "weight_decay": 0.0},
