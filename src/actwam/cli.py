@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import tyro
 
-from actwam.commands import acting, datasets, machine, official, training
+from actwam.commands import acting, datasets, labelling, machine, official, study, training
 from actwam.console import stderr
 
 COMMANDS: dict[str, Callable[..., int]] = {
@@ -20,9 +20,11 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "parity": official.parity,
     "train": training.train,
     "memory": training.memory,
+    "label": labelling.label,
     "eval": acting.evaluate,
     "imagine": acting.imagine,
     "latency": acting.latency,
+    "study": study.study,
     "report": machine.report,
     "doctor": machine.doctor,
 }

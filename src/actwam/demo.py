@@ -25,7 +25,7 @@ from actwam.policy import Policy
 from actwam.provenance import provenance
 from actwam.recipes.metaworld import IMAGE_SIZE, laptop
 from actwam.report.page import write_report
-from actwam.sim.collect import collect
+from actwam.sim.collect import Collection
 from actwam.sim.results import Score, evaluate
 from actwam.sim.rollout import rollout
 from actwam.sim.scene import Scene
@@ -41,17 +41,6 @@ GENERAL = (
     "reach-v3", "push-v3", "pick-place-v3", "drawer-close-v3", "window-open-v3", "window-close-v3",
     "door-close-v3", "faucet-open-v3", "button-press-v3", "handle-press-v3", "plate-slide-v3", "coffee-button-v3",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Collection:
-    """A dataset to collect. Seeds of different collections do not overlap."""
-
-    tasks: tuple[str, ...]
-    episodes: int
-    first_seed: int
-    scene: str = Scene.CLEAN
-    action_noise: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,17 +156,7 @@ class Way:
 
 
 def _collect(folder: Path, name: str, collection: Collection, progress: Progress) -> dict[str, Any]:
-    counts = collect(
-        folder,
-        tasks=collection.tasks,
-        episodes_per_task=collection.episodes,
-        first_seed=collection.first_seed,
-        scene=collection.scene,
-        image_size=IMAGE_SIZE,
-        action_noise=collection.action_noise,
-        progress=partial(progress, f"collect {name}"),
-    )
-    return asdict(counts)
+    return asdict(collection.collect(folder, IMAGE_SIZE, progress=partial(progress, f"collect {name}")))
 
 
 def _check(folder: Path, name: str, action_horizon: int, progress: Progress) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from actwam.data.video import index_video
 from actwam.sim.env import EVALUATION_SEEDS, TRAINING_SEEDS
@@ -17,7 +18,7 @@ from actwam.sim.metaworld import MetaWorldEnv
 from actwam.sim.player import Advance, Ending, Player, Start
 from actwam.sim.results import EpisodeOutcome, EpisodeResult
 from actwam.sim.rollout import _actions, policy_seed, rollout
-from actwam.types import ActionChunk, Observation
+from actwam.types import ActionChunk, Memory, Observation
 
 TASKS = ("coffee-button-v3", "button-press-topdown-v3")
 FIRST, EPISODES, HORIZON, LIMIT = EVALUATION_SEEDS.start, 3, 8, 60
@@ -31,8 +32,13 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+Answer = tuple[list[ActionChunk], list[Memory | None]]
+
+
 class Replay:
     """The experts' actions, found by instruction and seed. `sizes` are those of its batches."""
+
+    history_spacing = 0
 
     def __init__(self, actions: dict[tuple[str, int], np.ndarray]) -> None:
         self.sizes: list[int] = []
@@ -42,7 +48,10 @@ class Replay:
             for call in range(LIMIT // HORIZON + 1)
         }
 
-    def act_batch(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ActionChunk]:
+    def act_batch(
+        self, observations: Sequence[Observation], seeds: Sequence[int], memories: Sequence[Memory | None]
+    ) -> Answer:
+        assert memories == [None] * len(observations)
         self.sizes.append(len(observations))
         chunks = []
         for seen, seed in zip(observations, seeds, strict=True):
@@ -51,7 +60,7 @@ class Replay:
             due = moves[call * HORIZON : (call + 1) * HORIZON]
             chunk[: len(due)] = due
             chunks.append(ActionChunk(chunk))
-        return chunks
+        return chunks, [None] * len(chunks)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +123,9 @@ def test_the_expert_through_the_machinery_equals_the_expert(
     assert (out / "episodes.jsonl").read_text() == records
 
     class Silent:
-        def act_batch(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ActionChunk]:
+        history_spacing = 0
+
+        def act_batch(self, *_: object) -> Answer:
             raise AssertionError("a finished run asks no policy")
 
     assert rollout(Silent(), **SETTINGS, workers=1, out=out, resume=True) == expected
@@ -127,11 +138,53 @@ def test_the_expert_through_the_machinery_equals_the_expert(
 class Constant:
     """Answers with one chunk per observation, or with `count` chunks."""
 
-    def __init__(self, actions: np.ndarray, count: int | None = None) -> None:
-        self.actions, self.count = actions, count
+    def __init__(self, actions: np.ndarray, count: int | None = None, history_spacing: int = 0) -> None:
+        self.actions, self.count, self.history_spacing = actions, count, history_spacing
 
-    def act_batch(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ActionChunk]:
-        return [ActionChunk(self.actions)] * (len(observations) if self.count is None else self.count)
+    def act_batch(
+        self, observations: Sequence[Observation], seeds: Sequence[int], memories: Sequence[Memory | None]
+    ) -> Answer:
+        count = len(observations) if self.count is None else self.count
+        return [ActionChunk(self.actions)] * count, list(memories)
+
+
+class Diary(Constant):
+    """Stands still, and remembers of every call the instruction and its own name for the episode."""
+
+    def __init__(self) -> None:
+        super().__init__(np.zeros((HORIZON, 4), np.float32), history_spacing=HORIZON)
+        self.told: list[list[Memory | None]] = []
+
+    def act_batch(
+        self, observations: Sequence[Observation], seeds: Sequence[int], memories: Sequence[Memory | None]
+    ) -> Answer:
+        self.told.append(list(memories))
+        names = [
+            f"{seed}" if memory is None else memory.instruction for seed, memory in zip(seeds, memories, strict=True)
+        ]
+        lengths = [0 if memory is None else memory.seen.shape[2] for memory in memories]
+        pages = [Memory(name, torch.zeros(1, 1, n + 1, 1, 1), None) for name, n in zip(names, lengths, strict=True)]
+        return [ActionChunk(self.actions)] * len(pages), pages
+
+
+def test_every_episode_is_handed_its_own_memory_from_its_beginning() -> None:
+    diary = Diary()
+    rollout(diary, **{**SETTINGS, "tasks": TASKS[:1], "max_steps": 3 * HORIZON, "in_parallel": 2}, workers=1)
+    waves = [diary.told[:3], diary.told[3:]]
+    assert [len(wave) for wave in waves] == [3, 3]
+    for wave, seeds in zip(waves, ([0, 1], [2]), strict=True):
+        assert wave[0] == [None] * len(seeds)
+        names = [str(policy_seed(FIRST + seed, 0)) for seed in seeds]
+        for call in (1, 2):
+            assert [memory and memory.instruction for memory in wave[call]] == names
+            assert [memory and memory.seen.shape[2] for memory in wave[call]] == [call] * len(seeds)
+
+
+def test_a_policy_that_looks_back_at_another_rhythm_is_refused(tmp_path: Path) -> None:
+    policy = Constant(np.zeros((16, 4), np.float32), history_spacing=16)
+    with pytest.raises(ValueError, match="execute_horizon is 8, and this policy looks back in steps of 16: execute 16"):
+        rollout(policy, **SETTINGS, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +201,7 @@ def test_a_bad_chunk_is_refused(actions: np.ndarray, message: str) -> None:
 
 
 def test_an_error_of_the_policy_stops_the_evaluation() -> None:
-    with pytest.raises(ValueError, match="answered 4 observations with 3 chunks"):
+    with pytest.raises(ValueError, match="answered 4 observations with 3 chunks and 4 memories"):
         rollout(Constant(np.zeros((8, 4), np.float32), count=3), **SETTINGS, workers=1)
 
 

@@ -60,15 +60,17 @@ def check(
     action_horizon: int | None = None,
     decode: Literal["all", "ends"] = "all",
     constant: Literal["error", "center"] = "error",
+    fps: int | None = None,
     as_json: Json = False,
 ) -> int:
     """Examine a dataset and list every problem, before training meets them one by one. Exit code 1 on errors.
 
     Args:
-        dataset: Folder of a LeRobot dataset, v2.0, v2.1 or v3.0.
+        dataset: Folder of a LeRobot dataset, v2.0, v2.1 or v3.0, or of video files.
         action_horizon: Also report episodes shorter than this.
         decode: Decode every frame of every video, or the ends of every episode.
         constant: Whether a dimension that never moves is an error, or only to be centred by the normaliser.
+        fps: The rate of the robot, at which video files will be read.
         as_json: Print the report as JSON.
     """
     from actwam.data.check import check as run
@@ -79,6 +81,7 @@ def check(
             action_horizon=action_horizon,
             decode=decode,
             constant=constant,
+            fps=fps,
             progress=lambda done, total: report("check", done, total),
         )
     if not as_json:
@@ -87,6 +90,7 @@ def check(
     counts = {
         "episodes": found.episodes,
         "frames": found.frames,
+        "seconds": round(found.seconds, 1),
         "problems": len(found.problems),
         "ok": found.ok,
     }

@@ -38,7 +38,8 @@ def train(
 
     Args:
         recipe: MODULE.FUNCTION in actwam.recipes, such as metaworld.laptop, or any importable MODULE:FUNCTION.
-        data: The datasets the recipe names: --data demos FOLDER general FOLDER ...
+        data: The datasets the recipe names: --data demos FOLDER general FOLDER ... A folder of video files may be one
+            that the recipe uses for video alone.
         out: Folder of the run; every stage has a folder in it.
         start: A checkpoint to start from, for recipes that take one: what `actwam import` wrote, or a training run.
         robots: YAML files of the robots, for recipes that take any.
@@ -131,8 +132,10 @@ def find_recipe(
     parameters = inspect.signature(recipe, eval_str=True).parameters
     given: dict[str, Any] = {"start": start, "robots": [read_robot(path) for path in robots]}
     for what, value in given.items():
-        if bool(value) != (what in parameters):
-            raise ValueError(f"recipe {name} {'needs' if what in parameters else 'takes no'} --{what}")
+        if value and what not in parameters:
+            raise ValueError(f"recipe {name} takes no --{what}")
+        if not value and what in parameters and parameters[what].default is inspect.Parameter.empty:
+            raise ValueError(f"recipe {name} needs --{what}")
     given |= {"datasets": datasets} if datasets else {}
     arguments = {what: value for what, value in given.items() if what in parameters}
     free = [what for what in parameters if what not in arguments]

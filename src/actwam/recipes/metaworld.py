@@ -6,34 +6,121 @@ expert demonstrations of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from actwam.data.loader import Window
 from actwam.data.transforms import t_layout
-from actwam.model.config import TransformerConfig, two_experts
+from actwam.model.config import ExpertConfig, TransformerConfig, one_expert, two_experts
 from actwam.model.text import HashedWords
 from actwam.objective import ObjectiveConfig
+from actwam.recipes.families import Family, family_of
 from actwam.sampler import Sampling
 from actwam.sim.robot import metaworld_embodiment
-from actwam.tokens import ACTION_CENTERED
-from actwam.train.config import CodecConfig, Recipe, SourceConfig, StageConfig
+from actwam.train.config import CodecConfig, Precision, Recipe, SourceConfig, StageConfig
 from actwam.types import Mode
 
 IMAGE_SIZE = (128, 128)
+EXECUTE_HORIZON = 8
+"""Actions executed of every chunk: history has a moment for every time that the policy looked."""
+CODEC = CodecConfig(patch=16, channels=64)
+OBJECTIVE = ObjectiveConfig(action_weight=1.0, future_weight=1.0, action_shift=1.0, future_shift=1.0)
 
 
 def laptop(general_steps: int = 90, adapt_steps: int = 110, align_steps: int = 720) -> Recipe:
     """The recipe of `actwam demo`."""
+    return _recipe(
+        "metaworld.laptop",
+        family_of("ACTION_CENTERED"),
+        experts=two_experts(visual=(192, 768), action=(96, 384)),
+        window=Window(action_horizon=24, future_offsets=(3, 6, 9, 12, 15, 18, 21, 24)),
+        stages=(
+            _stage("general", (_source("general", Mode.VIDEO),), general_steps, 32, OBJECTIVE),
+            _stage("adapt", (_source("adapt", Mode.VIDEO), _source("adapt", Mode.WORLD)), adapt_steps, 32, OBJECTIVE),
+            _stage("align", (_source("demos", Mode.POLICY),), align_steps, 64, replace(OBJECTIVE, future_share=0.15)),
+        ),
+    )
+
+
+def compare(
+    family: str = "ACTION_CENTERED",
+    experts: Literal["one", "two"] = "two",
+    visual_width: int = 128,
+    action_width: int = 96,
+    future_offsets: tuple[int, ...] = (12, 24),
+    future_share: float = 1.0,
+    action_weight: float = 1.0,
+    future_weight: float = 1.0,
+    general_steps: int = 0,
+    embodied_steps: int = 0,
+    align_steps: int = 1_000,
+    extra: dict[str, float] | None = None,
+    precision: Precision = "fp32",
+    seed: int = 0,
+) -> Recipe:
+    """The recipe of `actwam study`: any family, smaller than `laptop`, so that many can be trained.
+
+    One codec, fitted on `general`, serves all. A stage of no steps is left out. The last stage learns from `demos`, and
+    from the datasets of `extra` by their weights (that of `demos` is 1): those called clips as videos without actions,
+    others as demonstrations. `experts` "one" gives all groups the visual width. Families without a future ignore what
+    concerns it.
+    """
+    chosen = family_of(family)
+    objective = replace(
+        OBJECTIVE,
+        action_weight=action_weight,
+        future_weight=future_weight,
+        future_share=future_share if chosen.has_future else 1.0,
+        shared_sigma=chosen.shared_sigma,
+    )
+    demonstrations = [_source("demos", mode, 1 / len(chosen.modes)) for mode in chosen.modes]
+    others = [
+        _source(name, Mode.VIDEO if name == "clips" else Mode.POLICY, weight) for name, weight in (extra or {}).items()
+    ]
+    embodied = (_source("embodied", Mode.VIDEO), _source("embodied", Mode.WORLD))
+    stages = {
+        "general": ((_source("general", Mode.VIDEO),), general_steps),
+        "embodied": (embodied, embodied_steps),
+        "align": ((*demonstrations, *others), align_steps),
+    }
+    visual, action = (visual_width, 4 * visual_width), (action_width, 4 * action_width)
+    return _recipe(
+        "metaworld.compare",
+        chosen,
+        experts=two_experts(visual=visual, action=action) if experts == "two" else one_expert(*visual),
+        window=Window(
+            action_horizon=24,
+            future_offsets=future_offsets if chosen.has_future else (),
+            history_offsets=tuple(-EXECUTE_HORIZON * n for n in range(chosen.history, 0, -1)),
+        ),
+        stages=tuple(
+            replace(_stage(name, sources, steps, 16, objective), seed=seed, precision=precision)
+            for name, (sources, steps) in stages.items()
+            if steps
+        ),
+        codec=replace(CODEC, fit_frames=1000, datasets=("general",)),
+    )
+
+
+def _recipe(
+    name: str,
+    family: Family,
+    *,
+    experts: tuple[ExpertConfig, ...],
+    window: Window,
+    stages: tuple[StageConfig, ...],
+    codec: CodecConfig = CODEC,
+) -> Recipe:
     text = HashedWords(width=64, tokens=16)
-    objective = ObjectiveConfig(action_weight=1.0, future_weight=1.0, action_shift=1.0, future_shift=1.0)
     return Recipe(
-        name="metaworld.laptop",
+        name=name,
         robots=(metaworld_embodiment(IMAGE_SIZE),),
         model=TransformerConfig(
             layers=4,
             heads=2,
             head_width=64,
-            experts=two_experts(visual=(192, 768), action=(96, 384)),
+            experts=experts,
             latent_channels=64,
             patch=(1, 1),
             text_width=text.width,
@@ -42,25 +129,27 @@ def laptop(general_steps: int = 90, adapt_steps: int = 110, align_steps: int = 7
             action_width=4,
             precondition=True,
         ),
-        table=ACTION_CENTERED,
-        codec=CodecConfig(patch=16, channels=64),
+        table=family.table,
+        codec=codec,
         text=text,
         layouts=(t_layout(64, 64, 32),),
-        window=Window(action_horizon=24, future_offsets=(3, 6, 9, 12, 15, 18, 21, 24)),
-        future_as_change=True,
+        window=window,
+        future_as_change=bool(window.future_offsets),
         sampling=Sampling(num_steps=5, action_shift=1.0, future_shift=1.0),
-        stages=(
-            _stage("general", {Mode.VIDEO: "general"}, general_steps, 32, objective),
-            _stage("adapt", {Mode.VIDEO: "adapt", Mode.WORLD: "adapt"}, adapt_steps, 32, objective),
-            _stage("align", {Mode.POLICY: "demos"}, align_steps, 64, replace(objective, future_share=0.15)),
-        ),
+        stages=stages,
     )
 
 
-def _stage(name: str, sources: dict[Mode, str], steps: int, batch_size: int, objective: ObjectiveConfig) -> StageConfig:
+def _source(dataset: str, mode: Mode, weight: float = 1.0) -> SourceConfig:
+    return SourceConfig(dataset=dataset, mode=mode, weight=weight)
+
+
+def _stage(
+    name: str, sources: tuple[SourceConfig, ...], steps: int, batch_size: int, objective: ObjectiveConfig
+) -> StageConfig:
     return StageConfig(
         name=name,
-        sources=tuple(SourceConfig(dataset=dataset, mode=mode) for mode, dataset in sources.items()),
+        sources=sources,
         steps=steps,
         batch_size=batch_size,
         learning_rate=1e-3,
@@ -69,4 +158,26 @@ def _stage(name: str, sources: dict[Mode, str], steps: int, batch_size: int, obj
         ema_decay=0.99,
         objective=objective,
         checkpoint_every=250,
+    )
+
+
+def inverse(steps: int = 500, datasets: Sequence[str] = ("labelled",)) -> Recipe:
+    """An inverse dynamics model for `actwam label`: it sees every frame of a tenth of a second, and half of the time no
+    state. `labelled` teaches it; any other dataset is watched only, so that the codec knows its pictures too.
+    """
+    watched = [_source(name, Mode.VIDEO, 0.25) for name in datasets if name != "labelled"]
+    return _recipe(
+        "metaworld.inverse",
+        family_of("VIDEO_FIRST"),
+        experts=two_experts(visual=(128, 512), action=(96, 384)),
+        window=Window(action_horizon=8, future_offsets=tuple(range(1, 9))),
+        stages=(
+            _stage(
+                "inverse",
+                (_source("labelled", Mode.INVERSE), *watched),
+                steps,
+                32,
+                replace(OBJECTIVE, state_dropout=0.5),
+            ),
+        ),
     )

@@ -43,6 +43,39 @@ class CollectionReport:
     expert_failures: dict[str, int]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """A dataset to collect, as a value. Seeds of collections that are compared must not overlap."""
+
+    tasks: tuple[str, ...]
+    episodes: int
+    """Of every task."""
+    first_seed: int
+    scene: str = Scene.CLEAN
+    action_noise: float = 0.0
+
+    def collect(
+        self,
+        out: Path,
+        image_size: tuple[int, int],
+        *,
+        workers: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> CollectionReport:
+        """Write it to the new folder `out`. Raises as `collect` does."""
+        return collect(
+            out,
+            tasks=self.tasks,
+            episodes_per_task=self.episodes,
+            first_seed=self.first_seed,
+            scene=self.scene,
+            image_size=image_size,
+            action_noise=self.action_noise,
+            workers=workers,
+            progress=progress,
+        )
+
+
 def collect(
     out: Path,
     *,
@@ -86,6 +119,7 @@ def collect(
                 queue.report(task, seed, episode)
             for task, episode in queue.in_order():
                 writer.add_episode(episode)
+                assert episode.seed is not None  # `record` names it
                 written[task].append(episode.seed)
                 frames += len(episode.action)
                 if progress:

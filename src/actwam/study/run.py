@@ -1,0 +1,122 @@
+"""`actwam study`: train and evaluate the cells of studies, a few at a time, and say what came of them.
+
+A cell that two studies share is trained once, and a finished one never again: `cells.jsonl` in the folder of results
+holds what was measured, and is all that a later run needs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from actwam.provenance import provenance
+from actwam.study.cell import Cell, Progress, Workshop, run_cell, silent
+from actwam.study.findings import add_latency, summarise
+from actwam.study.grid import SCALES, Study, study_of
+from actwam.study.records import Records
+from actwam.train.datasets import open_datasets
+from actwam.train.prepare import initial, mixture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Programme:
+    """Which studies to run, how large, where, and on what. `results` keeps the records and the findings, `folder`
+    everything that can be made again. `processes` cells run at a time, with `threads` threads each.
+    """
+
+    studies: tuple[str, ...]
+    scale: str
+    folder: Path
+    results: Path
+    processes: int
+    threads: int = 1
+    device: str = "cpu"
+    progress: Progress = silent
+
+    def plan(self) -> list[Study]:
+        """The studies as they would be run. Raises ValueError on an unknown study or scale, on cells that contradict
+        each other, and when `results` holds a study at other settings.
+        """
+        if self.scale not in SCALES:
+            raise ValueError(f"unknown scale {self.scale!r}; there are {', '.join(SCALES)}")
+        studies = [study_of(name, SCALES[self.scale]) for name in self.studies]
+        for study in studies:
+            path = self.results / f"{study.name}.json"
+            if path.exists() and json.loads(path.read_text(encoding="utf-8"))["scale"] != _scale(self.scale):
+                raise ValueError(f"{path}: holds this study at another scale or other settings; choose another folder")
+        return studies
+
+    def outlook(self) -> dict[str, Any]:
+        """What `run_programme` would do: for each study its cells, how many are not recorded, and what they compute."""
+        records, outlook, counted = Records(self.results), {}, set[str]()
+        for study in self.plan():
+            cells = {cell.key: cell for cell in _cells([study])}
+            left = [cell for key, cell in cells.items() if cell not in records and key not in counted]
+            counted |= cells.keys()
+            outlook[study.name] = {
+                "question": study.question,
+                "cells": len(cells),
+                "left": len(left),
+                "left_petaflop": round(sum(cell.flops() for cell in left) / 1e15, 3),
+            }
+        return outlook
+
+
+def run_programme(programme: Programme) -> list[dict[str, Any]]:
+    """Run what is not recorded yet, write `<study>.json` for every study, and return their contents.
+
+    Raises ValueError as `Programme.plan` does, before anything is collected or trained.
+    """
+    studies, records = programme.plan(), Records(programme.results)
+    pending = {cell.key: cell for cell in _cells(studies) if cell not in records}
+    workshop = Workshop(programme.folder, programme.device, programme.progress)
+    _prepare(pending.values(), workshop)
+    made = provenance()
+    done, total = 0, len({cell.key for cell in _cells(studies)})
+    done = total - len(pending)
+    programme.progress("cells", done, total)
+    quiet = Workshop(programme.folder, programme.device)
+    pool = ProcessPoolExecutor(programme.processes, mp_context=get_context("spawn"))
+    try:
+        running = {pool.submit(run_cell, cell, quiet, programme.threads): cell for cell in pending.values()}
+        for future in as_completed(running):
+            records.add(running[future], future.result(), made)
+            done += 1
+            programme.progress("cells", done, total)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    findings = [summarise(study, records, _scale(programme.scale)) for study in studies]
+    for study, finding in zip(studies, findings, strict=True):
+        if study.timed:
+            add_latency(study, finding, programme.device)
+        path = programme.results / f"{finding['study']}.json"
+        path.write_text(json.dumps(finding, indent=2) + "\n", encoding="utf-8")
+    return findings
+
+
+def _prepare(cells: Collection[Cell], workshop: Workshop) -> None:
+    """Collect the datasets of these cells and encode their latents: cells that run side by side only read them."""
+    by_data = {tuple(sorted(workshop.data(cell).values())): cell for cell in cells}
+    for cell in cells:
+        for collection in (*cell.data.values(), cell.heldout):
+            workshop.collect(collection)
+    for cell in by_data.values():
+        recipe, folders = cell.recipe(), workshop.data(cell)
+        datasets = open_datasets(recipe, folders)
+        made = initial(recipe, datasets, workshop.cache, workshop.progress)
+        for stage in recipe.stages:
+            mixture(stage, made, datasets, workshop.cache, workshop.progress)
+
+
+def _cells(studies: Sequence[Study]) -> list[Cell]:
+    return [cell for study in studies for entry in study.entries for cell in entry.cells]
+
+
+def _scale(name: str) -> dict[str, Any]:
+    scale: dict[str, Any] = json.loads(json.dumps(asdict(SCALES[name])))
+    return {"name": name, **scale}
