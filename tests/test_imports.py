@@ -38,7 +38,7 @@ ALLOWED = {
     "doctor": "sim",
     "convert": f"{LOWER} recipes.gwp",
     "parity": f"{LOWER} recipes.gwp",
-    "study": f"{MIDDLE} provenance",
+    "study": f"{MIDDLE} provenance labels",
     "report": f"{MIDDLE} provenance study",
     "demo": f"{MIDDLE} provenance report",
     "commands": f"{MIDDLE} convert parity doctor report demo console inverse labels study",

@@ -164,16 +164,26 @@ def test_errors_against_recorded_actions(folders: dict[str, Path], policy: Polic
     assert (report.confidence["floor"], report.confidence["gain"], report.heldout) == (0, 1, None)
 
 
-def test_calibration_and_batches_change_no_action(
+def test_a_state_that_the_video_lacks_is_hidden_in_the_held_out_episodes_too(
     folders: dict[str, Path],
     policy: Policy,
     labelled: tuple[LeRobotDataset, labels.LabelReport],
     tmp_path: Path,
 ) -> None:
-    label(policy, open_("video", folders), tmp_path / "again", ask=Inference(batch_size=5))
-    again = LeRobotDataset.open(tmp_path / "again")
-    np.testing.assert_allclose(again.action, labelled[0].action, atol=1e-5)
-    assert not np.array_equal(again.confidence, labelled[0].confidence)
+    """So it makes no difference whether they have one; nor does the size of a batch."""
+    dataset, report = labelled
+    assert report.confidence["fitted_on"] == str(folders["heldout"])
+    assert (report.confidence["floor"], report.confidence["gain"]) != (0, 1)
+    stateless = LeRobotDataset.open(
+        lamps.write(tmp_path / "heldout", range(100, 103), replace(lamps.ROBOT, state_names=()))
+    )
+    again = label(policy, open_("video", folders), tmp_path / "again", heldout=stateless, ask=Inference(batch_size=5))
+    made = LeRobotDataset.open(tmp_path / "again")
+    np.testing.assert_allclose(made.action, dataset.action, atol=1e-5)
+    assert made.confidence is not None
+    assert dataset.confidence is not None
+    np.testing.assert_allclose(made.confidence, dataset.confidence, atol=1e-5)
+    assert again.confidence["gain"] == pytest.approx(report.confidence["gain"], rel=1e-3)
 
 
 def test_calibration_finds_what_it_was_made_from() -> None:

@@ -167,17 +167,17 @@ def added(place: Place, start: Path) -> Path:
 
 
 def test_a_robot_is_added_and_the_old_one_not_forgotten(place: Place, start: Path, added: Path) -> None:
-    """Replay keeps the old robot's error on held-out episodes within three times what it was. Without, the weights that
-    robots share forget it within the same number of steps, though its own rows are untouched.
+    """Replay keeps the old robot's error on held-out episodes within one and a half times what it was. Without, the
+    weights that robots share forget it within the same number of steps, though its own rows are untouched.
     """
     old, new = place.folder("old_held"), place.folder("new_held")
     before, folder = error(start, OLD, old), added / "2-align"
-    assert error(folder, OLD, old) < 3 * before
+    assert error(folder, OLD, old) < 1.5 * before
     assert error(folder, NEW, new) < 0.4 < 1 < error(added / "1-video", NEW, new)  # no better than a guess before
     words = ("--start", start, "--robots", place.robot, "--options", *STEPS)
     forgetful = place.train("robots.add", "forgetful", *words, data=["demos=new"]) / "1-align"
     assert error(forgetful, NEW, new) < 0.4
-    assert error(forgetful, OLD, old) > 6 * before
+    assert error(forgetful, OLD, old) > 4 * before
     rows = [load(each).model.action_decoder.last.weight[0] for each in (start, forgetful)]
     assert torch.equal(*rows)
 
@@ -311,6 +311,7 @@ def test_what_is_not_asked_for_stays_as_the_start_was_trained(start: Path) -> No
         ({"robots": [replace(NEW, index=4)]}, "leaves rows unused: take 1"),
         ({"robots": [NEW, replace(NEW, name="b", index=2)], "datasets": ["video"]}, "is of one robot at a time"),
         ({"robots": [replace(NEW, state_names=tuple("abcd"))]}, "has 4 state dimensions, the model is 3 wide"),
+        ({"datasets": ["demos", "video"], "tune": "action_expert"}, "video teaches the visual expert"),
         ({"start": Path("nowhere")}, "nowhere: no checkpoint here"),
     ],
 )

@@ -315,10 +315,11 @@ def rank_correlation(a: Float[np.ndarray, "N"], b: Float[np.ndarray, "N"]) -> fl
     ranks = []
     for values in (a, b):
         _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(count) - (count - 1) / 2)[place])
-    if min(np.ptp(rank) for rank in ranks) == 0:
-        return None
-    return float(np.corrcoef(np.stack(ranks))[0, 1])
+        rank = (np.cumsum(count) - (count - 1) / 2)[place]
+        ranks.append(rank - rank.mean())
+    one, other = ranks
+    size = float(np.sqrt(np.square(one).sum() * np.square(other).sum()))
+    return float((one * other).sum()) / size if size else None
 
 
 def _rms(values: Float[np.ndarray, "N"]) -> float:

@@ -216,6 +216,17 @@ def test_moments_that_a_sample_lacks_are_as_if_left_out(model: WorldActionTransf
     assert all(value.isfinite().all() for value in masked.values())
 
 
+def test_a_moment_that_is_not_there_gives_no_nan_in_any_precision() -> None:
+    """It may see nothing that is there: attention to nothing at all is not a number where it is written out."""
+    model = tiny.model().to(torch.bfloat16)
+    valid = torch.tensor([[False, True, True], [False, False, False], [True, True, True]])
+    out = run(model, JOINT, [history(model, slice(None)), *tiny.inputs().values()], valid={HIST: valid})
+    assert all(value.isfinite().all() for value in out.values())
+    sum(out[group].square().mean() for group in (ACT, FUT)).backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
 def test_stacked_and_split_contexts_are_those_of_the_samples(model: WorldActionTransformer) -> None:
     with torch.no_grad():
         whole = step_by_step(model)

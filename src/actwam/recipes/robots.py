@@ -24,9 +24,8 @@ from actwam.train.grow import sizes_for
 from actwam.types import Mode
 
 KINDS = ("demos", "video", "replay")
-
-
 TAKEN_OVER = ("batch_size", "learning_rate", "weight_decay", "grad_clip", "ema_decay", "precision")
+"""Settings of the start's last stage that stay as they were, beside its loss."""
 
 
 def add(
@@ -39,6 +38,7 @@ def add(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     replay_weight: float = 1.0,
+    video_fps: int | None = None,
     tune: Tune = "full",
     frozen_weights: Dtype = "fp32",
     refit: tuple[str, ...] = (),
@@ -49,61 +49,57 @@ def add(
     """Up to two stages: `video` for `video_steps`, then `align` on demonstrations for `steps`.
 
     Model, picture, window, sampling, codec and text encoder are those of `start`, which must have been trained here;
-    batch size, learning rate and loss too, unless given. Offsets of the window count control steps, of each robot its
-    own: where one has 10 a second and another 30, the same window spans 3 s of one and 1 s of the other.
+    batch size, learning rate and loss are those of its last stage, unless given. Offsets of the window count control
+    steps, of each robot its own: where one has 10 a second and another 30, the same window spans 3 s of one and 1 s of
+    the other. Video is read at `video_fps` rows a second, or else at the rate of the new robots, or of all robots.
 
-    A replay dataset is drawn `replay_weight` times as often as one of the others, in both stages. `tune` chooses what
-    is trained: see `tuning.Tune`; "action_expert" leaves the visual expert as it is, for models that have two.
-    `frozen_weights` "bf16" rounds what is not trained, to save memory. `refit` and `like` are those of `Recipe`.
+    A replay dataset is drawn `replay_weight` times as often as one of the others, in both stages. `tune` says what is
+    trained (`tuning.Tune`); "action_expert", for models of two experts, leaves the visual one as it is. With
+    `frozen_weights` "bf16" what is not trained is rounded, to save memory. `refit` and `like` are those of `Recipe`.
 
-    Robots are needed for demonstrations. Without any, `robots` may name the one whose cameras recorded the video; a
-    folder of video files fills the whole picture. Raises ValueError on datasets that it has no use for, on imported
-    weights, and where the robots do not fit the model.
+    Demonstrations need `robots`. For video alone they may name the one whose cameras recorded it, and a folder of video
+    files, which fill the whole picture, needs none. Raises ValueError on datasets without a use, on imported weights,
+    and where the robots do not fit the model.
     """
     setup, kinds = read_setup(start), _kinds(datasets)
-    before = _before(setup, start, seed)
+    before = _before(setup, start)
     if not setup.robots:
         raise ValueError(f"{start}: has no robot, so nothing says what its pictures look like: train it on one first")
     if kinds["demos"] and not robots:
         raise ValueError("recipe robots.add needs --robots: whose demonstrations are these?")
-    videos = _videos(kinds["video"], robots, setup, alone=not kinds["demos"])
+    if kinds["video"] and tune == "action_expert":
+        raise ValueError("video teaches the visual expert, which tune action_expert leaves as it is: leave out one")
+    video = _videos(kinds["video"], robots, setup, video_fps, alone=not kinds["demos"])
     if not kinds["demos"]:
         robots = ()  # nothing tells what their numbers are: they only lent the video their cameras
-    old = tuple(robot for robot in setup.robots if robot.embodiment.name not in {robot.name for robot in robots})
-    replay = _sources(kinds["replay"], _modes(setup), replay_weight)
-    sources = {
-        "video": (videos, video_steps),
-        "align": (_sources(kinds["demos"], _modes(setup), 1.0), steps),
-    }
+    demos, replay = _sources(kinds["demos"], setup), _sources(kinds["replay"], setup, replay_weight)
     rate = before.learning_rate if learning_rate is None else learning_rate
-    stages = [
-        replace(
-            before,
-            name=name,
-            sources=(*found, *replay),
-            steps=count,
-            batch_size=before.batch_size if batch_size is None else batch_size,
-            learning_rate=rate,
-            final_learning_rate=rate / 100,
-            warmup_steps=max(1, min(50, count // 10)),
-            checkpoint_every=checkpoint_every,
-        )
-        for name, (found, count) in sources.items()
-        if found
-    ]
-    model = sizes_for(setup, robots, str(start))
+    common = replace(
+        before,
+        batch_size=before.batch_size if batch_size is None else batch_size,
+        learning_rate=rate,
+        final_learning_rate=rate / 100,
+        seed=seed,
+        checkpoint_every=checkpoint_every,
+    )
+    common = tuned(common, tune, experts=len(setup.model.experts), frozen_weights=frozen_weights)
+    old = tuple(robot for robot in setup.robots if robot.embodiment.name not in {robot.name for robot in robots})
     return Recipe(
         name="robots.add",
         start=start,
         robots=(*robots, *(robot.embodiment for robot in old)),
-        model=model,
+        model=sizes_for(setup, robots, str(start)),
         table=setup.table,
         codec=None,
         text=None,
         layouts=(*(_layout(robot, setup) for robot in robots), *(robot.layout for robot in old)),
         window=setup.window,
         sampling=setup.sampling,
-        stages=tuple(tuned(stage, tune, experts=len(model.experts), frozen_weights=frozen_weights) for stage in stages),
+        stages=tuple(
+            replace(common, name=name, sources=(*new, *replay), steps=count, warmup_steps=max(1, min(50, count // 10)))
+            for name, new, count in (("video", video, video_steps), ("align", demos, steps))
+            if new
+        ),
         normalize=setup.robots[0].action.mode,
         constant=setup.robots[0].action.constant,
         future_as_change=setup.future.scale is not None,
@@ -125,7 +121,7 @@ def _kinds(datasets: Sequence[str]) -> Mapping[str, list[str]]:
     return kinds
 
 
-def _before(setup: Setup, start: Path, seed: int) -> StageConfig:
+def _before(setup: Setup, start: Path) -> StageConfig:
     """A stage that is trained as the last one of the start was."""
     config = setup.trained.get("config")
     if config is None:
@@ -141,7 +137,6 @@ def _before(setup: Setup, start: Path, seed: int) -> StageConfig:
             warmup_steps=0,
             betas=tuple(config["betas"]),
             objective=ObjectiveConfig(**config["objective"]),
-            seed=seed,
             **{name: config[name] for name in TAKEN_OVER},
         )
     except (KeyError, TypeError) as error:
@@ -157,24 +152,21 @@ def _layout(robot: Embodiment, setup: Setup) -> ViewLayout:
     return same[0] if same else layout_of(robot, known[0].height, known[0].width, known[0].resample)
 
 
-def _modes(setup: Setup) -> tuple[Mode, ...]:
-    """What a demonstration teaches models of this table."""
-    return next((family.modes for family in FAMILIES.values() if family.table is setup.table), (Mode.POLICY,))
-
-
-def _sources(datasets: Sequence[str], modes: Sequence[Mode], weight: float) -> tuple[SourceConfig, ...]:
+def _sources(datasets: Sequence[str], setup: Setup, weight: float = 1.0) -> tuple[SourceConfig, ...]:
+    """Demonstrations, and all that they teach models of this table."""
+    modes = next((family.modes for family in FAMILIES.values() if family.table is setup.table), (Mode.POLICY,))
     return tuple(
         SourceConfig(dataset=name, mode=mode, weight=weight / len(modes)) for name in datasets for mode in modes
     )
 
 
 def _videos(
-    datasets: Sequence[str], robots: Sequence[Embodiment], setup: Setup, *, alone: bool
+    datasets: Sequence[str], robots: Sequence[Embodiment], setup: Setup, fps: int | None, *, alone: bool
 ) -> tuple[SourceConfig, ...]:
     """`alone`: the robots will not be among those of the recipe, so that the sources must say what they look like."""
     if alone and datasets and len(robots) > 1:
         raise ValueError("recipe robots.add: video alone is of one robot at a time: give one of --robots")
     view = View(_layout(robots[0], setup), robots[0].cameras) if alone and robots else None
     rates = {robot.fps for robot in robots}
-    fps = rates.pop() if len(rates) == 1 else None
+    fps = fps or (rates.pop() if len(rates) == 1 else None)
     return tuple(SourceConfig(dataset=name, mode=Mode.VIDEO, view=view, fps=fps) for name in datasets)

@@ -7,16 +7,18 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from actwam.data.dataset import LeRobotDataset
+from actwam.labels import label
 from actwam.policy import Policy
-from actwam.recipes.metaworld import EXECUTE_HORIZON, IMAGE_SIZE, compare
+from actwam.recipes.metaworld import EXECUTE_HORIZON, IMAGE_SIZE, compare, inverse
 from actwam.sim.collect import Collection
 from actwam.sim.results import EpisodeOutcome
 from actwam.sim.rollout import rollout
@@ -31,13 +33,28 @@ OUTCOMES = {EpisodeOutcome.SUCCESS: "s", EpisodeOutcome.TIMEOUT: "t", EpisodeOut
 
 
 @dataclass(frozen=True, kw_only=True)
+class PseudoLabelled:
+    """A dataset to make: `videos`, seen without their states and actions, with actions that an inverse dynamics model
+    infers, which learned from `labelled` in `steps` steps. Its error is measured on `heldout`.
+    """
+
+    videos: Collection
+    labelled: Collection
+    heldout: Collection
+    steps: int
+
+
+Data = Collection | PseudoLabelled
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """`options` are arguments of the recipe `metaworld.compare`, `data` the datasets it names, `heldout` the one whose
     future is imagined. Of every task `episodes` are played, from `first_seed` on.
     """
 
     options: Mapping[str, Any]
-    data: Mapping[str, Collection]
+    data: Mapping[str, Data]
     heldout: Collection
     tasks: tuple[str, ...]
     episodes: int
@@ -91,16 +108,37 @@ class Workshop:
     def cache(self) -> Path:
         return self.folder / "cache"
 
-    def dataset(self, collection: Collection) -> Path:
-        """Where a collection lies, or will lie."""
-        return self.folder / "data" / digest(asdict(collection))
+    def dataset(self, data: Data) -> Path:
+        """Where a dataset lies, or will lie."""
+        return self.folder / "data" / digest(asdict(data))
 
-    def collect(self, collection: Collection) -> None:
-        """Collect it, unless that was done before."""
-        folder = self.dataset(collection)
-        if not folder.exists():
-            tasks = f"{len(collection.tasks)} tasks x {collection.episodes}"
-            collection.collect(folder, IMAGE_SIZE, progress=partial(self.progress, f"collect {tasks}"))
+    def make(self, data: Data) -> None:
+        """Make a dataset, unless that was done before."""
+        folder = self.dataset(data)
+        if folder.exists():
+            return
+        if isinstance(data, PseudoLabelled):
+            self._label(data, folder)
+        else:
+            tasks = f"{len(data.tasks)} tasks x {data.episodes}"
+            data.collect(folder, IMAGE_SIZE, progress=partial(self.progress, f"collect {tasks}"))
+
+    def _label(self, data: PseudoLabelled, folder: Path) -> None:
+        for collection in (data.videos, data.labelled, data.heldout):
+            self.make(collection)
+        names = {"labelled": self.dataset(data.labelled), "videos": self.dataset(data.videos)}
+        run = Run(
+            out=self.folder / "inverse" / folder.name,
+            cache=self.cache,
+            device=self.device,
+            resume=True,
+            progress=self.progress,
+        )
+        trained = train(inverse(data.steps, tuple(names)), names, run)
+        videos, heldout = (LeRobotDataset.open(self.dataset(each)) for each in (data.videos, data.heldout))
+        nothing = np.zeros((len(videos.state), 0), np.float32)
+        unfelt = replace(videos, state_names=(), action_names=(), state=nothing, action=nothing)
+        label(Policy.load(trained, device=self.device), unfelt, folder, heldout=heldout, progress=self.progress)
 
     def data(self, cell: Cell) -> dict[str, Path]:
         """The datasets of a cell, by the names its recipe gives them."""
@@ -130,7 +168,17 @@ def run_cell(cell: Cell, workshop: Workshop, threads: int) -> dict[str, Any]:
     episodes = _play(cell, policy, folder / "eval")
     imagined = _imagine(cell, policy, heldout, folder / "imagine")
     seconds["evaluate"] = time.perf_counter() - start
-    return {"episodes": episodes, "imagined": imagined, "seconds": seconds}
+    return {"episodes": episodes, "imagined": imagined, "labels": _labels(cell, workshop), "seconds": seconds}
+
+
+def _labels(cell: Cell, workshop: Workshop) -> dict[str, Any] | None:
+    """How far the inferred actions that it learned from were off, on held-out episodes; None without any."""
+    for data in cell.data.values():
+        if isinstance(data, PseudoLabelled):
+            report = json.loads((workshop.dataset(data) / "meta" / "labels.json").read_text(encoding="utf-8"))
+            errors: dict[str, Any] = report["heldout"]
+            return errors
+    return None
 
 
 def _play(cell: Cell, policy: Policy, out: Path) -> dict[str, str]:

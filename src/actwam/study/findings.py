@@ -98,6 +98,7 @@ def _point(entry: Entry, records: Records) -> dict[str, Any]:
         "samples": cell.samples(),
         "flops": cell.flops(),
         "seconds": sum(result["seconds"]["train"] for result in results) / len(results),
+        "labels": results[0]["labels"],
         "options": dict(cell.options),
     }
 

@@ -9,25 +9,30 @@ from typing import Any, Literal
 
 from actwam.recipes.metaworld import compare
 from actwam.sim.collect import Collection
-from actwam.study.cell import Cell
+from actwam.study.cell import Cell, Data, PseudoLabelled
 
 Standing = Literal["samples", "compute", "both"]
 REFERENCE = "ACTION_CENTERED"
 TOLERANCE = 0.02
 """How much the parameters of the cells of a study may differ."""
+HELDOUT = 3
+"""Episodes of every task on which the future is imagined and inferred actions are compared."""
 SAME = 0.005
 """Within this, two trainings compute the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large studies are. `tasks` are learned by one policy together, from `demos` demonstrations of each, in
-    `steps` steps; each of `seeds` trainings plays `episodes` episodes of every task.
+    """How large studies are. One policy learns `tasks` together, from `demos` demonstrations of each, in `steps`
+    steps; each of `seeds` trainings plays `episodes` episodes of every task. The tasks of `held_out` are learned in
+    turn from `few` demonstrations. The future is imagined for `windows` moments.
     """
 
     tasks: tuple[str, ...]
+    held_out: tuple[str, ...]
     general: tuple[str, ...]
     demos: int
+    few: int
     steps: int
     pretraining_steps: int
     seeds: int
@@ -48,15 +53,15 @@ TASKS = (
 
 SCALES = {
     "smoke": Scale(
-        tasks=TASKS[2:4], general=GENERAL[:1], demos=2, steps=4, pretraining_steps=2,
+        tasks=TASKS[2:4], held_out=TASKS[2:3], general=GENERAL[:1], demos=2, few=1, steps=4, pretraining_steps=2,
         seeds=1, episodes=2, max_steps=16, windows=4,
     ),
     "laptop": Scale(
-        tasks=TASKS[:5], general=GENERAL, demos=20, steps=1_000, pretraining_steps=500,
+        tasks=TASKS[:5], held_out=TASKS[:3], general=GENERAL, demos=20, few=3, steps=1_000, pretraining_steps=500,
         seeds=3, episodes=20, max_steps=200, windows=60,
     ),
     "full": Scale(
-        tasks=TASKS, general=GENERAL, demos=50, steps=10_000, pretraining_steps=5_000,
+        tasks=TASKS, held_out=TASKS, general=GENERAL, demos=50, few=5, steps=10_000, pretraining_steps=5_000,
         seeds=5, episodes=50, max_steps=500, windows=300,
     ),
 }  # fmt: skip
@@ -208,6 +213,46 @@ def weights(scale: Scale) -> Study:
     )
 
 
+def idm(scale: Scale) -> Study:
+    few = max(1, round(scale.demos / 10))
+    heldout = Collection(tasks=scale.tasks, episodes=HELDOUT, first_seed=3_000)
+    labelled = Collection(tasks=scale.tasks, episodes=few, first_seed=2_000)
+    videos = Collection(tasks=scale.tasks, episodes=scale.demos - few, first_seed=4_000)
+    pseudo = PseudoLabelled(videos=videos, labelled=labelled, heldout=heldout, steps=scale.steps)
+    smaller = replace(scale, demos=few)
+    return Study(
+        name="idm",
+        question="What are demonstrations worth whose actions were inferred from video?",
+        entries=(
+            *_entries(smaller, "10 % labelled", {}),
+            *_entries(smaller, "10 % labelled, 90 % inferred", {"extra": {"inferred": 3.0}}, data={"inferred": pseudo}),
+            *_entries(scale, "100 % labelled", {}),
+        ),
+        reference="10 % labelled",
+    )
+
+
+def clips(scale: Scale) -> Study:
+    """Every task of `scale.held_out` is left out once, but for a few demonstrations."""
+    kinds: dict[str, dict[str, float]] = {"without clips": {}, "with clips": {"clips": 0.5}}
+    entries = []
+    for label, extra in kinds.items():
+        cells: tuple[Cell, ...] = ()
+        for task in scale.held_out:
+            data: dict[str, Data] = {"few": Collection(tasks=(task,), episodes=scale.few, first_seed=2_000)}
+            if extra:
+                data["clips"] = Collection(tasks=(task,), episodes=scale.demos, first_seed=4_000)
+            others = replace(scale, tasks=tuple(other for other in scale.tasks if other != task))
+            cells += _cells(others, {"extra": {"few": 0.5, **extra}}, scale.steps, data=data, play=(task,))
+        entries.append(Entry(label=label, standing="both", cells=cells))
+    return Study(
+        name="clips",
+        question="Does watching a task, without actions, help with few demonstrations of it?",
+        entries=tuple(entries),
+        reference="without clips",
+    )
+
+
 STUDIES: Mapping[str, Callable[[Scale], Study]] = {
     "families": families,
     "future": future,
@@ -215,46 +260,62 @@ STUDIES: Mapping[str, Callable[[Scale], Study]] = {
     "pretraining": pretraining,
     "data": data,
     "weights": weights,
+    "idm": idm,
+    "clips": clips,
 }
 
 
 def _entries(
-    scale: Scale, label: str, options: Mapping[str, Any], *, x: float | None = None, both: bool = False
+    scale: Scale,
+    label: str,
+    options: Mapping[str, Any],
+    *,
+    x: float | None = None,
+    both: bool = False,
+    data: Mapping[str, Data] | None = None,
 ) -> list[Entry]:
     """The entry at the samples of the reference, and, if `both` and they differ, a second one at its compute."""
-    cells = _cells(scale, options, scale.steps)
+    cells = _cells(scale, options, scale.steps, data=data)
     compared = cells[0].flops() / _cells(scale, {}, scale.steps)[0].flops()
     if abs(compared - 1) < SAME:
         return [Entry(label=label, standing="both", cells=cells, x=x)]
     if not both:
         return [Entry(label=label, standing="samples", cells=cells, x=x)]
-    compute = _cells(scale, options, round(scale.steps / compared))
+    compute = _cells(scale, options, round(scale.steps / compared), data=data)
     return [
         Entry(label=label, standing="samples", cells=cells, x=x),
         Entry(label=label, standing="compute", cells=compute, x=x),
     ]
 
 
-def _cells(scale: Scale, options: Mapping[str, Any], steps: int) -> tuple[Cell, ...]:
-    """One cell for every training seed."""
-    data = {
+def _cells(
+    scale: Scale,
+    options: Mapping[str, Any],
+    steps: int,
+    *,
+    data: Mapping[str, Data] | None = None,
+    play: tuple[str, ...] | None = None,
+) -> tuple[Cell, ...]:
+    """One cell for every training seed, with `data` beside the demonstrations, that plays all tasks or those named."""
+    found: dict[str, Data] = {
         "general": Collection(tasks=scale.general, episodes=2, first_seed=0),
         "demos": Collection(tasks=scale.tasks, episodes=scale.demos, first_seed=2_000),
+        **(data or {}),
     }
     if "embodied_steps" in options:
-        data["embodied"] = Collection(tasks=scale.tasks, episodes=scale.demos, first_seed=1_000, action_noise=0.3)
+        found["embodied"] = Collection(tasks=scale.tasks, episodes=scale.demos, first_seed=1_000, action_noise=0.3)
     usual = {name: parameter.default for name, parameter in inspect.signature(compare).parameters.items()}
     changed = {name: value for name, value in options.items() if value != usual[name]}
     return tuple(
         Cell(
             options={**changed, "align_steps": steps, "seed": seed},
-            data=data,
-            heldout=Collection(tasks=scale.tasks, episodes=3, first_seed=3_000),
-            tasks=scale.tasks,
+            data=found,
+            heldout=Collection(tasks=play or scale.tasks, episodes=HELDOUT, first_seed=3_000),
+            tasks=play or scale.tasks,
             episodes=scale.episodes,
             first_seed=1_000_000,
             max_steps=scale.max_steps,
-            windows=scale.windows,
+            windows=scale.windows // len(scale.tasks) if play else scale.windows,
         )
         for seed in range(scale.seeds)
     )

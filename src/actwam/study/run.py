@@ -103,8 +103,8 @@ def _prepare(cells: Collection[Cell], workshop: Workshop) -> None:
     """Collect the datasets of these cells and encode their latents: cells that run side by side only read them."""
     by_data = {tuple(sorted(workshop.data(cell).values())): cell for cell in cells}
     for cell in cells:
-        for collection in (*cell.data.values(), cell.heldout):
-            workshop.collect(collection)
+        for data in (*cell.data.values(), cell.heldout):
+            workshop.make(data)
     for cell in by_data.values():
         recipe, folders = cell.recipe(), workshop.data(cell)
         datasets = open_datasets(recipe, folders)

@@ -143,8 +143,8 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecConfig:
-    """A `PatchPCACodec`: `patch` pixels square, `channels` wide, fitted on at most `fit_frames` frames of `datasets`, or
-    of all that the recipe learns from if none is named. Trainings that are compared should have one codec.
+    """A `PatchPCACodec`: `patch` pixels square, `channels` wide, fitted on at most `fit_frames` frames of `datasets`,
+    or of all that the recipe learns from if none is named. Trainings that are compared should have one codec.
     """
 
     patch: int

@@ -1,0 +1,87 @@
+"""`actwam study` in its smoke size, for real: two tasks, trained for four steps, played for sixteen."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from actwam.commands.study import study
+from actwam.study.cell import Workshop, run_cell
+from actwam.study.grid import SCALES, study_of
+from actwam.study.latency import acting_latency
+from actwam.study.records import FILE, Records
+from actwam.study.run import Programme, run_programme
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished study."""
+    folder = tmp_path_factory.mktemp("study")
+    assert study(("mask",), scale="smoke", out=folder, processes=2, as_json=True) == 0
+    return folder
+
+
+def test_a_study_leaves_findings_a_table_and_a_figure(done: Path) -> None:
+    finding = json.loads((done / "mask.json").read_text())
+    assert [cell["label"] for cell in finding["cells"]] == ["ACTION_CENTERED", "BIDIRECTIONAL", "UNCOUPLED"]
+    assert {cell["standing"] for cell in finding["cells"]} == {"both"}
+    assert all(cell["success"]["n"] == 4 and cell["psnr"] > 10 for cell in finding["cells"])
+    assert "BIDIRECTIONAL" in (done / "mask.md").read_text()
+    assert (done / "mask.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_cell_is_not_trained_again(done: Path) -> None:
+    before = (done / FILE).read_text()
+    elsewhere = Programme(
+        studies=("mask",), scale="smoke", folder=done / "nothing", results=done, processes=1
+    )  # whoever would train would need data
+    assert elsewhere.outlook()["mask"]["left"] == 0
+    again = run_programme(elsewhere)
+    assert (done / FILE).read_text() == before
+    assert not (done / "nothing").exists()
+    assert [cell["psnr"] for cell in again[0]["cells"]] == [
+        cell["psnr"] for cell in json.loads((done / "mask.json").read_text())["cells"]
+    ]
+
+
+def test_a_cell_run_again_gives_the_same(done: Path) -> None:
+    cell = study_of("mask", SCALES["smoke"]).entries[1].cells[0]
+    recorded = Records(done)[cell]["result"]
+    again = run_cell(cell, Workshop(done), threads=1)
+    assert {**again, "seconds": None} == {**recorded, "seconds": None}
+
+
+def test_what_others_trained_is_not_mixed_in(done: Path) -> None:
+    with pytest.raises(ValueError, match=r"mask.json: holds this study at another scale or other settings"):
+        Programme(studies=("mask",), scale="laptop", folder=done, results=done, processes=1).plan()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"studies": ("masks",)}, "unknown study 'masks'"),
+        ({"scale": "huge"}, "unknown scale 'huge'; there are smoke, laptop, full"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_is_made(tmp_path: Path, changes: dict[str, str], message: str) -> None:
+    usual = Programme(studies=("mask",), scale="smoke", folder=tmp_path / "out", results=tmp_path / "out", processes=1)
+    with pytest.raises(ValueError, match=message):
+        run_programme(replace(usual, **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_untrained_policies_are_timed() -> None:
+    entries = study_of("families", SCALES["smoke"]).entries
+    recipes = {entry.label: entry.cells[0].recipe() for entry in entries}
+    latencies = acting_latency(recipes, repeats=2, warmup=1)
+    recipe = recipes["ACTION_CENTERED"]
+    actions, future = recipe.window.action_horizon, 24 * len(recipe.window.future_offsets)
+    expected = dict.fromkeys(recipes, actions) | dict.fromkeys(
+        ("JOINT", "JOINT_HISTORY", "VIDEO_FIRST"), actions + future
+    )
+    expected["BIDIRECTIONAL"] = 24 + 1 + actions + future
+    assert {name: latency.tokens_denoised for name, latency in latencies.items()} == expected
+    assert all(latency.p50 > 0 for latency in latencies.values())
