@@ -6,7 +6,7 @@ and needs few labelled episodes. Its labels turn video without actions into demo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -208,12 +208,13 @@ def _denoise(
     answers: list[np.ndarray] = []
     context: Context | None = None
     for number in range(ask.samples):
-        seeds = [(ask.seed, episode.index, int(start), number) for start in starts]
+        named = [(ask.seed, episode.index, int(start), number) for start in starts]
+        seeds = [int(np.random.SeedSequence(name).generate_state(1)[0]) for name in named]
         values, context = sample(
             checkpoint.model,
             policy.table,
             given=given,
-            noise={Group.ACTION: _noise(policy, seeds)},
+            noise={Group.ACTION: policy.action_noise(seeds)},
             wanted=[Group.ACTION],
             text=text,
             embodiment=torch.full((B,), policy.robot.embodiment.index, device=device),
@@ -222,16 +223,6 @@ def _denoise(
         )
         answers.append(values[Group.ACTION].float().cpu().numpy())
     return np.stack(answers, axis=1)
-
-
-def _noise(policy: Policy, seeds: Sequence[tuple[int, ...]]) -> Float[Tensor, "B K A"]:
-    """Noise that belongs to a window and a number, whatever the others in the batch are."""
-    shape = policy.checkpoint.window.action_horizon, policy.robot.action_width
-    generators = [torch.Generator().manual_seed(int(np.random.SeedSequence(s).generate_state(1)[0])) for s in seeds]
-    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    if not policy.checkpoint.model.config.noisy_padding:  # zero, as in training
-        noise[..., len(policy.robot.embodiment.action_names) :] = 0
-    return noise.to(policy.device)
 
 
 def _agree(starts: Int[np.ndarray, "W"], answers: Float[np.ndarray, "W n k a"], robot: RobotTransform) -> Inferred:

@@ -348,21 +348,24 @@ class Policy:
                 f"table {self.table.name}: this checkpoint predicts no future frames, so there is nothing to imagine; "
                 "where actions see the future, act with table ACTION_ONLY"
             )
-        shapes = {
-            Group.ACTION: (window.action_horizon, self.robot.action_width),
-            Group.FUTURE: (observed.shape[1], frames, *observed.shape[3:]),
-        }
-        rows = {
-            group: [
-                torch.randn(shapes[group], generator=torch.Generator().manual_seed(2 * seed + (group is Group.FUTURE)))
-                for seed in seeds
-            ]
-            for group in groups
-        }
-        noise = {group: torch.stack(parts).to(self.device) for group, parts in rows.items()}
-        if Group.ACTION in noise and not self.checkpoint.model.config.noisy_padding:  # zero, as in training
-            noise[Group.ACTION][..., len(self.robot.embodiment.action_names) :] = 0
+        noise = {}
+        if Group.ACTION in groups:
+            noise[Group.ACTION] = self.action_noise([2 * seed for seed in seeds])
+        if Group.FUTURE in groups:
+            shape = observed.shape[1], frames, *observed.shape[3:]
+            noise[Group.FUTURE] = _normal(shape, [2 * seed + 1 for seed in seeds]).to(self.device)
         return noise
+
+    def action_noise(self, seeds: Sequence[int]) -> Float[Tensor, "B K A"]:
+        """What actions are denoised from, each chunk from a seed of its own, whatever the others in the batch are."""
+        noise = _normal((self.checkpoint.window.action_horizon, self.robot.action_width), seeds)
+        if not self.checkpoint.model.config.noisy_padding:  # zero, as in training
+            noise[..., len(self.robot.embodiment.action_names) :] = 0
+        return noise.to(self.device)
 
     def _chunks(self, actions: Float[Tensor, "B K A"], states: Float[np.ndarray, "B s"]) -> list[ActionChunk]:
         return [ActionChunk(chunk) for chunk in self.robot.robot_action(actions.cpu().numpy(), states)]
+
+
+def _normal(shape: tuple[int, ...], seeds: Sequence[int]) -> Float[Tensor, "B ..."]:
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 
 from actwam.recipes.families import FAMILIES
+from actwam.sim.collect import PATIENCE, Collection
+from actwam.sim.env import EVALUATION_SEEDS, TRAINING_SEEDS
+from actwam.study.cell import Cell
 from actwam.study.grid import SCALES, STUDIES, Study, study_of
 
 SCALE = SCALES["laptop"]
@@ -45,9 +49,45 @@ def test_equal_compute_is_equal() -> None:
     assert {entry.standing for entry in entries if entry.label == "none"} == {"samples", "compute"}
 
 
-def test_episodes_are_paired_and_apart_from_training() -> None:
+def test_episodes_are_paired() -> None:
     cells = [cell for name in STUDIES for entry in study_of(name, SCALE).entries for cell in entry.cells]
     assert len({(cell.first_seed, cell.episodes, cell.max_steps) for cell in cells}) == 1
+
+
+def seeds_of(collection: Collection) -> range:
+    """Every seed that it may use, if as many experts fail as are let fail."""
+    return range(collection.first_seed, collection.first_seed + collection.episodes * (1 + PATIENCE) + 1)
+
+
+def collections_of(cell: Cell) -> list[Collection]:
+    """What is trained on, and what teaches the model that labels."""
+    each = [[data] if isinstance(data, Collection) else [data.videos, data.labelled] for data in cell.data.values()]
+    return [collection for some in each for collection in some]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", STUDIES)
+def test_what_is_trained_on_is_neither_played_nor_held_out(name: str, scale: str) -> None:
+    for cell in {cell.key: cell for entry in study_of(name, SCALES[scale]).entries for cell in entry.cells}.values():
+        played = range(cell.first_seed, cell.first_seed + cell.episodes)
+        assert played.start in EVALUATION_SEEDS
+        assert played[-1] in EVALUATION_SEEDS
+        held_out = [cell.heldout, *(d.heldout for d in cell.data.values() if not isinstance(d, Collection))]
+        trained = collections_of(cell)
+        for one in trained:
+            assert seeds_of(one)[-1] in TRAINING_SEEDS
+            for other in held_out:
+                apart = not set(one.tasks) & set(other.tasks) or not set(seeds_of(one)) & set(seeds_of(other))
+                assert apart, (name, one, other)
+        for one, other in combinations(dict.fromkeys(trained), 2):
+            if set(one.tasks) & set(other.tasks) and one.first_seed != other.first_seed:
+                assert not set(seeds_of(one)) & set(seeds_of(other)), (name, one, other)
+
+
+def test_general_videos_show_none_of_the_tasks() -> None:
+    for scale in SCALES.values():
+        assert not set(scale.general) & {*scale.tasks, *scale.held_out}
+        assert set(scale.held_out) <= set(scale.tasks)
 
 
 def test_unknown_studies_and_options_are_refused() -> None:

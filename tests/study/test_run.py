@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from actwam.commands.study import study
 from actwam.study.cell import Workshop, run_cell
@@ -18,9 +20,14 @@ from actwam.study.run import Programme, run_programme
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished study."""
-    folder = tmp_path_factory.mktemp("study")
-    assert study(("mask",), scale="smoke", out=folder, processes=2, as_json=True) == 0
+    """The folder of a finished study, begun in a process of more threads than its cells have."""
+    folder, usual = tmp_path_factory.mktemp("study"), torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert study(("mask",), scale="smoke", out=folder, processes=2, as_json=True) == 0
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(usual)
     return folder
 
 
@@ -31,6 +38,11 @@ def test_a_study_leaves_findings_a_table_and_a_figure(done: Path) -> None:
     assert all(cell["success"]["n"] == 4 and cell["psnr"] > 10 for cell in finding["cells"])
     assert "BIDIRECTIONAL" in (done / "mask.md").read_text()
     assert (done / "mask.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_cells_read_the_latents_that_were_made_for_them(done: Path) -> None:
+    """Those of the demonstrations; others would come of a codec that differs in its last bits."""
+    assert len(list((done / "cache").iterdir())) == 1
 
 
 def test_a_finished_cell_is_not_trained_again(done: Path) -> None:
@@ -62,11 +74,12 @@ def test_what_others_trained_is_not_mixed_in(done: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"studies": ()}, "no study is named; there are families, future"),
         ({"studies": ("masks",)}, "unknown study 'masks'"),
         ({"scale": "huge"}, "unknown scale 'huge'; there are smoke, laptop, full"),
     ],
 )
-def test_nonsense_is_refused_before_anything_is_made(tmp_path: Path, changes: dict[str, str], message: str) -> None:
+def test_nonsense_is_refused_before_anything_is_made(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     usual = Programme(studies=("mask",), scale="smoke", folder=tmp_path / "out", results=tmp_path / "out", processes=1)
     with pytest.raises(ValueError, match=message):
         run_programme(replace(usual, **changes))

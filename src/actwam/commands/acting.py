@@ -97,7 +97,9 @@ def imagine(
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> int:
-    """Imagine the future of recorded moments under their real actions, and compare it with what happened.
+    """Imagine the future of recorded moments and compare it with what happened.
+
+    The actions really taken are given to families whose future sees actions.
 
     Args:
         policy: A checkpoint, or the folder of a training run.
@@ -129,7 +131,7 @@ def latency(
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> int:
-    """Time action-only against joint decoding of the same weights, in milliseconds a call.
+    """Time a policy's own decoding against joint decoding of the same weights, in milliseconds a call.
 
     Args:
         policy: A checkpoint, or the folder of a training run.

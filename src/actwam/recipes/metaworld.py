@@ -56,7 +56,7 @@ def compare(
     embodied_steps: int = 0,
     align_steps: int = 1_000,
     extra: dict[str, float] | None = None,
-    precision: Precision = "fp32",
+    precision: Precision = "bf16",
     seed: int = 0,
 ) -> Recipe:
     """The recipe of `actwam study`: any family, smaller than `laptop`, so that many can be trained.

@@ -124,10 +124,11 @@ def _multipliers(multipliers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _provenance(provenance: Mapping[str, Any]) -> str:
-    """Commit, machine, versions and date in one line, as far as they are known."""
+    """Commits, machine, versions and date in one line, as far as they are known."""
     machine, versions = provenance.get("machine", {}), provenance.get("versions", {})
-    commit = provenance.get("commit")
+    commit, trained = provenance.get("commit"), provenance.get("commits", ())
     parts = [
+        f"cells of commit {', '.join(name[:12] + name[40:] for name in trained)}" if trained else None,
         f"commit {commit[:12]}{' with changes' if provenance.get('dirty') else ''}" if commit else "commit unknown",
         machine.get("gpu") or machine.get("cpu"),
         ", ".join(f"{name} {number}" for name, number in versions.items()),

@@ -14,10 +14,15 @@ from actwam.study.statistics import Episodes, paired_difference, paired_differen
 
 
 def summarise(study: Study, records: Records, scale: Mapping[str, Any]) -> dict[str, Any]:
-    """Success, quality, differences from the reference and cost of every entry, from the records of its cells."""
+    """Success, quality, differences from the reference and cost of every entry, from the records of its cells.
+
+    Quality is compared between entries that imagine the same frames. `provenance` is that of this summary, its
+    `commits` are those that the cells were trained at.
+    """
     reference = next(e for e in study.entries if e.label == study.reference)
     others = [entry for entry in study.entries if entry is not reference]
     made = [records[cell]["provenance"] for entry in study.entries for cell in entry.cells]
+    commits = sorted({f"{each['commit']}{' with changes' if each.get('dirty') else ''}" for each in made})
     return {
         "study": study.name,
         "question": study.question,
@@ -39,7 +44,7 @@ def summarise(study: Study, records: Records, scale: Mapping[str, Any]) -> dict[
         ],
         **_laws(study, records),
         "paper": dict(study.paper),
-        "provenance": {**provenance(), "commits": sorted({str(each["commit"]) for each in made})},
+        "provenance": {**provenance(), "commits": commits},
     }
 
 
@@ -106,5 +111,8 @@ def _point(entry: Entry, records: Records) -> dict[str, Any]:
 def _difference(entry: Entry, reference: Entry, measure: str, records: Records) -> dict[str, Any] | None:
     if measure == "success":
         return paired_difference(records.episodes(entry.cells), records.episodes(reference.cells)).to_json()
+    offsets = [each.cells[0].recipe().window.future_offsets for each in (entry, reference)]
+    if offsets[0] != offsets[1]:  # frames that lie nearer are easier to imagine
+        return None
     ours, theirs = (records.windows(each.cells, measure) for each in (entry, reference))
     return None if ours is None or theirs is None else paired_difference_values(ours, theirs).to_json()

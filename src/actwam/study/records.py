@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,14 @@ class Records:
     """The records in a folder, by the keys of their cells."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ValueError on a line that is damaged; half a line, which an interruption leaves, is dropped."""
+        """Raises ValueError on a line that is damaged; half a line, which an interruption leaves, does not count."""
         self.path = folder / FILE
         self._records: dict[str, dict[str, Any]] = {}
         text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         lines = text.splitlines(keepends=True)
         for number, line in enumerate(lines, start=1):
             if not line.endswith("\n"):
-                self.path.write_text(text[: -len(line)], encoding="utf-8")
-                break
+                break  # nothing is cut off here: who only looks on may meet a line that is being written
             try:
                 record = json.loads(line)
                 self._records[record["key"]] = record
@@ -44,6 +44,8 @@ class Records:
         """Note what came of a cell, with its settings and what produced it."""
         record = {"key": cell.key, "settings": cell.settings(), "result": result, "provenance": provenance}
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)  # half a line, if there is one
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self._records[cell.key] = record

@@ -14,10 +14,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from actwam.provenance import provenance
 from actwam.study.cell import Cell, Progress, Workshop, run_cell, silent
 from actwam.study.findings import add_latency, summarise
-from actwam.study.grid import SCALES, Study, study_of
+from actwam.study.grid import SCALES, STUDIES, Study, study_of
 from actwam.study.records import Records
 from actwam.train.datasets import open_datasets
 from actwam.train.prepare import initial, mixture
@@ -39,9 +41,11 @@ class Programme:
     progress: Progress = silent
 
     def plan(self) -> list[Study]:
-        """The studies as they would be run. Raises ValueError on an unknown study or scale, on cells that contradict
-        each other, and when `results` holds a study at other settings.
+        """The studies as they would be run. Raises ValueError without a study, on an unknown study or scale, on cells
+        that contradict each other, and when `results` holds a study at other settings.
         """
+        if not self.studies:
+            raise ValueError(f"no study is named; there are {', '.join(STUDIES)}")
         if self.scale not in SCALES:
             raise ValueError(f"unknown scale {self.scale!r}; there are {', '.join(SCALES)}")
         studies = [study_of(name, SCALES[self.scale]) for name in self.studies]
@@ -75,9 +79,9 @@ def run_programme(programme: Programme) -> list[dict[str, Any]]:
     studies, records = programme.plan(), Records(programme.results)
     pending = {cell.key: cell for cell in _cells(studies) if cell not in records}
     workshop = Workshop(programme.folder, programme.device, programme.progress)
-    _prepare(pending.values(), workshop)
+    _prepare(pending.values(), workshop, programme.threads)
     made = provenance()
-    done, total = 0, len({cell.key for cell in _cells(studies)})
+    total = len({cell.key for cell in _cells(studies)})
     done = total - len(pending)
     programme.progress("cells", done, total)
     quiet = Workshop(programme.folder, programme.device)
@@ -99,18 +103,28 @@ def run_programme(programme: Programme) -> list[dict[str, Any]]:
     return findings
 
 
-def _prepare(cells: Collection[Cell], workshop: Workshop) -> None:
+def _prepare(cells: Collection[Cell], workshop: Workshop, threads: int) -> None:
     """Collect the datasets of these cells and encode their latents: cells that run side by side only read them."""
-    by_data = {tuple(sorted(workshop.data(cell).values())): cell for cell in cells}
     for cell in cells:
         for data in (*cell.data.values(), cell.heldout):
             workshop.make(data)
-    for cell in by_data.values():
-        recipe, folders = cell.recipe(), workshop.data(cell)
-        datasets = open_datasets(recipe, folders)
-        made = initial(recipe, datasets, workshop.cache, workshop.progress)
-        for stage in recipe.stages:
-            mixture(stage, made, datasets, workshop.cache, workshop.progress)
+    encoded = {(tuple(sorted(workshop.data(cell).values())), _learned_from(cell)): cell for cell in cells}
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads)  # with others the codec would come out otherwise in its last bits, as another codec
+    try:
+        for cell in encoded.values():
+            recipe, folders = cell.recipe(), workshop.data(cell)
+            datasets = open_datasets(recipe, folders)
+            made = initial(recipe, datasets, workshop.cache, workshop.progress)
+            for stage in recipe.stages:
+                mixture(stage, made, datasets, workshop.cache, workshop.progress)
+    finally:
+        torch.set_num_threads(usual)
+
+
+def _learned_from(cell: Cell) -> frozenset[str]:
+    """The datasets, by name, whose latents a cell needs."""
+    return frozenset(source.dataset for stage in cell.recipe().stages for source in stage.sources)
 
 
 def _cells(studies: Sequence[Study]) -> list[Cell]:
