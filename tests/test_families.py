@@ -17,6 +17,7 @@ from actwam.data.loader import Window
 from actwam.memory import Tokens, acting_need
 from actwam.model.transformer import GroupInput
 from actwam.policy import Policy
+from actwam.recipes import families as recipes
 from actwam.tokens import (
     ACTION_CENTERED,
     ACTION_ONLY,
@@ -71,6 +72,17 @@ FAMILIES = {
     "UNCOUPLED": Family(UNCOUPLED, 4, [{ACT}], "nothing"),
     "BIDIRECTIONAL": Family(BIDIRECTIONAL, 8 + 1 + 4 + 16, [{OBS, STATE, ACT, FUT}], "actions"),
 }
+
+
+def test_what_is_spelled_out_here_is_what_recipes_take() -> None:
+    assert recipes.FAMILIES.keys() == FAMILIES.keys()
+    for name, family in FAMILIES.items():
+        taken = recipes.FAMILIES[name]
+        assert (taken.table, taken.modes) == (family.table, family.modes), name
+        assert taken.has_future == bool(family.condition), name
+        assert bool(taken.history) == bool(family.moments), name
+        # one noise level in training for what is denoised together in acting
+        assert taken.shared_sigma == ({ACT, FUT} <= family.calls[0]), name
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from actwam.data.embodiment import Embodiment
 from actwam.data.loader import Window
 from actwam.data.transforms import FutureTransform
 from actwam.data.writer import DatasetWriter
-from actwam.inverse import Inference, Inferred, _agree, _noise, infer, require_inverse, require_video, shown
+from actwam.inverse import Inference, Inferred, _agree, infer, require_inverse, require_video, shown
 from actwam.policy import Policy
 from actwam.sampler import sample
 from actwam.tokens import ACTION_CENTERED, BIDIRECTIONAL, JOINT, VIDEO_FIRST, Table
@@ -89,11 +89,12 @@ def slow(asked: Policy, dataset: LeRobotDataset, ask: Inference, with_state: boo
                 each = [checkpoint.codec.encode(torch.from_numpy(pictures[[row]][None])) for row in past]
                 given[Group.HISTORY] = torch.cat(each, dim=2)
             for number in range(ask.samples):
+                seed = np.random.SeedSequence((ask.seed, episode.index, int(start), number)).generate_state(1)[0]
                 values, _ = sample(
                     checkpoint.model,
                     asked.table,
                     given=given,
-                    noise={Group.ACTION: _noise(asked, [(ask.seed, episode.index, int(start), number)])},
+                    noise={Group.ACTION: asked.action_noise([int(seed)])},
                     wanted=[Group.ACTION],
                     text=checkpoint.model.text_context(checkpoint.text.encode([episode.instruction])),
                     embodiment=torch.tensor([robot.embodiment.index]),

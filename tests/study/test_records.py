@@ -23,13 +23,13 @@ def result(cell: Cell, letters: str = "st") -> dict[str, Any]:
     psnr = 20.0 + len(str(cell.options.get("family", "")))
     return {
         "episodes": dict.fromkeys(cell.tasks, letters),
-        "labels": None,
         "imagined": {
             "instructions": ["a", "a", "b", "b"],
             "episodes": [0, 0, 1, 1],
             "psnr": [psnr, psnr + 1, psnr, psnr],
             "ssim": [0.5, 0.6, 0.7, 0.8],
         },
+        "labels": None,
         "seconds": {"train": 2.0, "evaluate": 1.0},
     }
 

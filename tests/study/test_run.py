@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,3 +101,26 @@ def test_untrained_policies_are_timed() -> None:
     expected["BIDIRECTIONAL"] = 24 + 1 + actions + future
     assert {name: latency.tokens_denoised for name, latency in latencies.items()} == expected
     assert all(latency.p50 > 0 for latency in latencies.values())
+
+
+def test_a_worker_ends_with_who_started_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from multiprocessing import get_context\n"
+        "from actwam.study.run import follow_parent\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, get_context('spawn'), initializer=follow_parent)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    pool.submit(time.sleep, 600)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    killed = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, text=True, check=False, timeout=120)
+    assert killed.returncode == -9
+    worker = int(killed.stdout)
+    for _ in range(600):
+        if not Path(f"/proc/{worker}").exists() or "zombie" in Path(f"/proc/{worker}/status").read_text():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"process {worker} outlives the one that started it")

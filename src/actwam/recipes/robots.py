@@ -63,12 +63,7 @@ def add(
     """
     setup, kinds = read_setup(start), _kinds(datasets)
     before = _before(setup, start)
-    if not setup.robots:
-        raise ValueError(f"{start}: has no robot, so nothing says what its pictures look like: train it on one first")
-    if kinds["demos"] and not robots:
-        raise ValueError("recipe robots.add needs --robots: whose demonstrations are these?")
-    if kinds["video"] and tune == "action_expert":
-        raise ValueError("video teaches the visual expert, which tune action_expert leaves as it is: leave out one")
+    _require_use(kinds, setup, start, robots, tune)
     video = _videos(kinds["video"], robots, setup, video_fps, alone=not kinds["demos"])
     if not kinds["demos"]:
         robots = ()  # nothing tells what their numbers are: they only lent the video their cameras
@@ -119,6 +114,17 @@ def _kinds(datasets: Sequence[str]) -> Mapping[str, list[str]]:
     if not kinds["demos"] and not kinds["video"]:
         raise ValueError("recipe robots.add needs something new to learn from: --data demos FOLDER or video FOLDER")
     return kinds
+
+
+def _require_use(
+    kinds: Mapping[str, list[str]], setup: Setup, start: Path, robots: Sequence[Embodiment], tune: Tune
+) -> None:
+    if not setup.robots:
+        raise ValueError(f"{start}: has no robot, so nothing says what its pictures look like: train it on one first")
+    if kinds["demos"] and not robots:
+        raise ValueError("recipe robots.add needs --robots: whose demonstrations are these?")
+    if kinds["video"] and tune == "action_expert":
+        raise ValueError("video teaches the visual expert, which tune action_expert leaves as it is: leave out one")
 
 
 def _before(setup: Setup, start: Path) -> StageConfig:

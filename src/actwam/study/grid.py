@@ -218,7 +218,7 @@ def idm(scale: Scale) -> Study:
     heldout = Collection(tasks=scale.tasks, episodes=HELDOUT, first_seed=3_000)
     labelled = Collection(tasks=scale.tasks, episodes=few, first_seed=2_000)
     videos = Collection(tasks=scale.tasks, episodes=scale.demos - few, first_seed=4_000)
-    pseudo = PseudoLabelled(videos=videos, labelled=labelled, heldout=heldout, steps=scale.steps)
+    pseudo = PseudoLabelled(videos=videos, labelled=labelled, heldout=heldout, steps=scale.steps // 2)
     smaller = replace(scale, demos=few)
     return Study(
         name="idm",

@@ -7,11 +7,13 @@ holds what was measured, and is all that a later run needs.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -85,7 +87,7 @@ def run_programme(programme: Programme) -> list[dict[str, Any]]:
     done = total - len(pending)
     programme.progress("cells", done, total)
     quiet = Workshop(programme.folder, programme.device)
-    pool = ProcessPoolExecutor(programme.processes, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(programme.processes, get_context("spawn"), initializer=follow_parent)
     try:
         running = {pool.submit(run_cell, cell, quiet, programme.threads): cell for cell in pending.values()}
         for future in as_completed(running):
@@ -101,6 +103,18 @@ def run_programme(programme: Programme) -> list[dict[str, Any]]:
         path = programme.results / f"{finding['study']}.json"
         path.write_text(json.dumps(finding, indent=2) + "\n", encoding="utf-8")
     return findings
+
+
+def follow_parent() -> None:
+    """End this process when the one that started it ends, however: nobody would note what it finds."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _prepare(cells: Collection[Cell], workshop: Workshop, threads: int) -> None:
