@@ -20,12 +20,23 @@ def tables(results: Mapping[str, Any]) -> str:
         parts.append(_laws(results["laws"]))
     if results.get("multipliers"):
         parts.append(_multipliers(results["multipliers"]))
+    if labelled := next((cell["labels"] for cell in results["cells"] if cell.get("labels")), None):
+        parts.append(_labels(labelled))
+    parts += results.get("notes", [])
     if results.get("paper"):
         found = "; ".join(f"{name.replace('_', ' ')}: {_paper(value)}" for name, value in results["paper"].items())
         parts.append(f"The paper, with other robots, tasks and sizes: {found}.")
     if results.get("provenance"):
         parts.append(_provenance(results["provenance"]))
     return "\n\n".join(parts) + "\n"
+
+
+def _labels(errors: Mapping[str, Any]) -> str:
+    """How far inferred actions were off, dimension by dimension."""
+    rows = [[name, f"{e['rmse']:.3g}", f"{e['baseline_rmse']:.3g}", _number(e["r2"], ".3f")]
+            for name, e in errors["dimensions"].items()]  # fmt: skip
+    said = f"Inferred actions of {errors['episodes']} held-out episodes, {errors['frames']} frames"
+    return f"{said}:\n\n" + _table(["action", "RMSE", "of the mean action", "R2"], rows)
 
 
 def _cells(cells: Sequence[Cell]) -> str:

@@ -73,8 +73,18 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Equal for equal cells, and for no others."""
-        return digest(self.settings())
+        """Equal for equal cells, and for no others: it hangs on all that the recipe decides, usual values too."""
+        recipe = self.recipe()
+        assert recipe.codec is not None  # it starts from nothing
+        decided = {
+            "table": recipe.table.name,
+            "model": recipe.model.to_json(),
+            "window": asdict(recipe.window),
+            "sampling": asdict(recipe.sampling),
+            "codec": asdict(recipe.codec),
+            "stages": [stage.to_json() for stage in recipe.stages],
+        }
+        return digest({**self.settings(), **decided})
 
     def flops(self) -> float:
         """Floating-point operations of its whole training."""
@@ -200,11 +210,11 @@ def _play(cell: Cell, policy: Policy, out: Path) -> dict[str, str]:
 
 
 def _imagine(cell: Cell, policy: Policy, heldout: LeRobotDataset, out: Path) -> dict[str, Any] | None:
-    """PSNR, SSIM and the instruction of every window; None without a future."""
+    """PSNR, SSIM and the instruction of every window, imagined with the policy's own actions; None without a future."""
     if not policy.checkpoint.window.future_offsets:
         return None
     shutil.rmtree(out, ignore_errors=True)  # whole, but from a run that stopped before the cell was noted as done
-    windows = imagine_dataset(policy, heldout, windows=cell.windows, seed=0, out=out).windows
+    windows = imagine_dataset(policy, heldout, windows=cell.windows, seed=0, out=out, give_actions=False).windows
     return {
         "instructions": [window.instruction for window in windows],
         "episodes": [window.episode for window in windows],

@@ -43,6 +43,7 @@ def summarise(study: Study, records: Records, scale: Mapping[str, Any]) -> dict[
             for entry in others
         ],
         **_laws(study, records),
+        "notes": list(study.notes),
         "paper": dict(study.paper),
         "provenance": {**provenance(), "commits": commits},
     }

@@ -94,6 +94,8 @@ class Study:
     paper: Mapping[str, Any] = field(default_factory=dict)
     timed: bool = False
     """Whether acting is timed."""
+    notes: tuple[str, ...] = ()
+    """What to know before believing the numbers."""
 
     def __post_init__(self) -> None:
         names = [(entry.label, entry.standing) for entry in self.entries]
@@ -127,6 +129,11 @@ def families(scale: Scale) -> Study:
         entries=tuple(entry for name in names for entry in _entries(scale, name, {"family": name}, both=True)),
         reference=REFERENCE,
         timed=True,
+        notes=(
+            "VIDEO_FIRST learns actions from half of its samples and futures from the other half, and inverts real "
+            "futures in training, imagined ones in acting.",
+            "PSNR and SSIM are of the future that a policy imagines with its own actions.",
+        ),
         paper={"latency_ms_a100": {"ACTION_CENTERED": 360, "JOINT (Motus)": 3231}},
     )
 
@@ -159,6 +166,7 @@ def mask(scale: Scale) -> Study:
         question="Does it matter who may look at whom?",
         entries=tuple(entry for name in names for entry in _entries(scale, name, {"family": name})),
         reference=REFERENCE,
+        notes=("PSNR and SSIM are of the future that a policy imagines with its own actions.",),
         paper={"success": {"BIDIRECTIONAL": 0.81, "ACTION_CENTERED": 0.83},
                "psnr": {"BIDIRECTIONAL": 27.87, "ACTION_CENTERED": 28.41}},
     )  # fmt: skip
@@ -177,6 +185,7 @@ def pretraining(scale: Scale) -> Study:
         question="What does learning from video before the demonstrations bring?",
         entries=tuple(entry for label, options in kinds.items() for entry in _entries(scale, label, options)),
         reference="none",
+        notes=("Pretraining comes on top: its entries see and compute more than the one without.",),
         paper={"success": {"none": 0.45, "general": 0.57, "embodied": 0.73, "both": 0.83}},
     )
 
@@ -229,6 +238,10 @@ def idm(scale: Scale) -> Study:
             *_entries(scale, "100 % labelled", {}),
         ),
         reference="10 % labelled",
+        notes=(
+            "Inferred demonstrations have no state, recorded ones have. One inverse dynamics model labelled for all "
+            "training seeds, so that its luck is in no interval.",
+        ),
     )
 
 
@@ -250,6 +263,7 @@ def clips(scale: Scale) -> Study:
         question="Does watching a task, without actions, help with few demonstrations of it?",
         entries=tuple(entries),
         reference="without clips",
+        notes=("With clips in the batch, a quarter fewer of its samples are demonstrations.",),
     )
 
 

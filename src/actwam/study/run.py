@@ -119,13 +119,13 @@ def follow_parent() -> None:
 
 def _prepare(cells: Collection[Cell], workshop: Workshop, threads: int) -> None:
     """Collect the datasets of these cells and encode their latents: cells that run side by side only read them."""
-    for cell in cells:
-        for data in (*cell.data.values(), cell.heldout):
-            workshop.make(data)
     encoded = {(tuple(sorted(workshop.data(cell).values())), _learned_from(cell)): cell for cell in cells}
     usual = torch.get_num_threads()
     torch.set_num_threads(threads)  # with others the codec would come out otherwise in its last bits, as another codec
     try:
+        for cell in cells:
+            for data in (*cell.data.values(), cell.heldout):
+                workshop.make(data)
         for cell in encoded.values():
             recipe, folders = cell.recipe(), workshop.data(cell)
             datasets = open_datasets(recipe, folders)

@@ -30,6 +30,7 @@ from actwam.world.strip import draw_strip
 
 STRIPS = 3
 """Windows that are drawn for people to look at."""
+Condition = Literal["actions", "nothing"]
 METHODS = ("imagined", "persistence", "codec")
 
 
@@ -83,7 +84,7 @@ class ImagineResult:
 
     n: int
     seed: int
-    condition: Literal["actions", "nothing"]
+    condition: Condition
     offsets: tuple[int, ...]
     fps: int
     ssim_window: int
@@ -143,23 +144,29 @@ def imagine_dataset(
     seed: int,
     out: Path,
     batch_size: int = 16,
+    give_actions: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ImagineResult:
     """Imagine the future of `windows` windows of a held-out dataset, given its actions if they matter, and write
     `imagine.json` and picture strips into `out`, which must not exist and appears whole or not at all.
 
-    `seed` chooses the windows and the noise. Raises ValueError on a dataset of another robot, on one with
-    fewer windows than asked for, on a policy without a future, and on damaged videos.
+    `seed` chooses the windows and the noise. Without `give_actions` the policy imagines what its own actions bring, as
+    families must be compared of which some were never shown a noisy future beside finished actions.
+
+    Raises ValueError on a dataset of another robot, on one with fewer windows than asked for, on a policy without a
+    future, and on damaged videos.
     """
     require_embodiment(dataset, policy.robot.embodiment)
     chosen = choose_windows(policy, dataset, windows, seed)
+    sees_actions = Group.ACTION in policy.table.reach(Group.FUTURE)
+    condition: Condition = "actions" if give_actions and sees_actions else "nothing"
     drawn = _spread([dataset.episodes[episode].instruction for episode, _ in chosen], STRIPS)
     measures: list[Measures] = []
     strips: list[Strip] = []
     with partial_folder(out) as partial:
         for first in range(0, windows, batch_size):
             clips = [read_clip(policy, dataset, *window) for window in chosen[first : first + batch_size]]
-            futures = _imagine(policy, clips, seed + first)
+            futures = _imagine(policy, clips, seed + first, condition)
             for number, (clip, future, decoded) in enumerate(zip(clips, *futures, strict=True), first):
                 measures.append(measure(clip, future, decoded))
                 if number in drawn:
@@ -181,7 +188,7 @@ def imagine_dataset(
             )
             for (episode, start), measured in zip(chosen, measures, strict=True)
         ]  # fmt: skip
-        result = replace(_result(policy, dataset, seed, measures, strips), windows=tuple(scored))
+        result = replace(_result(policy, dataset, seed, condition, measures, strips), windows=tuple(scored))
         text = json.dumps(result.to_json(), indent=2, allow_nan=False)
         (partial / "imagine.json").write_text(text + "\n", encoding="utf-8")
     return result
@@ -266,13 +273,13 @@ def measure(clip: Clip, imagined: UInt8[np.ndarray, "T H W 3"], decoded: UInt8[n
 
 
 def _imagine(
-    policy: Policy, clips: Sequence[Clip], seed: int
+    policy: Policy, clips: Sequence[Clip], seed: int, condition: Condition
 ) -> tuple[list[UInt8[np.ndarray, "T H W 3"]], UInt8[np.ndarray, "B T H W 3"]]:
     """The imagined futures of these windows, and their real ones after encoding and decoding."""
     codec = policy.checkpoint.codec
     imaginations = policy.imagine_batch(
         [clip.observation for clip in clips],
-        np.stack([clip.actions for clip in clips]) if _condition(policy) == "actions" else None,
+        np.stack([clip.actions for clip in clips]) if condition == "actions" else None,
         range(seed, seed + len(clips)),
         [_memory(policy, clip) for clip in clips],
     )
@@ -280,10 +287,6 @@ def _imagine(
     videos = np.stack([np.concatenate([clip.present[None], clip.future]) for clip in clips])
     decoded = codec.decode(codec.encode(torch.from_numpy(videos))).cpu().numpy()[:, 1:]
     return [imagination.video for imagination in imaginations], decoded
-
-
-def _condition(policy: Policy) -> Literal["actions", "nothing"]:
-    return "actions" if Group.ACTION in policy.table.reach(Group.FUTURE) else "nothing"
 
 
 def _memory(policy: Policy, clip: Clip) -> Memory | None:
@@ -295,7 +298,12 @@ def _memory(policy: Policy, clip: Clip) -> Memory | None:
 
 
 def _result(
-    policy: Policy, dataset: LeRobotDataset, seed: int, measures: Sequence[Measures], strips: Sequence[Strip]
+    policy: Policy,
+    dataset: LeRobotDataset,
+    seed: int,
+    condition: Condition,
+    measures: Sequence[Measures],
+    strips: Sequence[Strip],
 ) -> ImagineResult:
     pixels = np.stack([m.moved_pixels for m in measures])
     qualities: dict[str, Any] = {name: _quality(name, measures, pixels) for name in METHODS}
@@ -303,7 +311,7 @@ def _result(
     return ImagineResult(
         n=len(measures),
         seed=seed,
-        condition=_condition(policy),
+        condition=condition,
         offsets=policy.checkpoint.window.future_offsets,
         fps=dataset.fps,
         ssim_window=quality.SSIM_WINDOW,
