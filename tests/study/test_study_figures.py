@@ -169,6 +169,17 @@ def test_the_paper_is_in_the_tables_and_not_in_the_figure() -> None:
     assert not any("0.83" in text.get_text() for text in texts(drawn(RESULTS["future"])))
 
 
+def test_notes_and_the_errors_of_inferred_actions_are_in_the_tables() -> None:
+    results = copy.deepcopy(RESULTS["idm"])
+    results["notes"] = ["Mind the gap."]
+    errors = {"rmse": 0.123, "baseline_rmse": 0.6, "r2": 0.958}
+    results["cells"][1]["labels"] = {"episodes": 6, "frames": 504, "dimensions": {"move_x": errors}}
+    text = markdown(results)
+    assert "Mind the gap." in text
+    assert "Inferred actions of 6 held-out episodes, 504 frames" in text
+    assert "| move_x | 0.123 | 0.6 | 0.958 |" in text
+
+
 def test_laws_and_multipliers_are_listed() -> None:
     text = markdown(RESULTS["data"])
     law = RESULTS["data"]["laws"][0]

@@ -151,6 +151,22 @@ def test_actions_that_could_not_matter_are_not_given(dataset: LeRobotDataset, tm
     assert given.condition == "actions"
 
 
+def test_what_its_own_actions_bring_is_imagined_without_the_recorded_ones(
+    dataset: LeRobotDataset, tmp_path: Path
+) -> None:
+    first, second = (
+        imagine_dataset(tiny_policy(), seen, windows=3, seed=0, out=tmp_path / name, give_actions=False)
+        for name, seen in (("first", dataset), ("second", replace(dataset, action=dataset.action + 1)))
+    )
+    assert first.condition == "nothing"
+    assert first.windows == second.windows
+    assert [window.psnr for window in first.windows] != [
+        window.psnr
+        for window in imagine_dataset(tiny_policy(), dataset, windows=3, seed=0, out=tmp_path / "given").windows
+    ]
+    assert np.mean([window.psnr for window in first.windows]) == pytest.approx(first.psnr)
+
+
 def test_who_looks_back_is_shown_what_was_to_be_seen(
     dataset: LeRobotDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
