@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +18,12 @@ stdout = Console(highlight=False)
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield `report(what, done, total)`; every `what` gets a bar of its own, on stderr."""
+    """Yield `report(what, done, total)`; every `what` gets a bar of its own on stderr, or, where that is no terminal, a
+    line at every tenth.
+    """
+    if not stderr.is_terminal:
+        yield _lines()
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bars: dict[str, TaskID] = {}
     with Progress(*columns, console=stderr) as progress:
@@ -28,6 +34,18 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
             progress.update(bars[what], completed=done, total=total)
 
         yield report
+
+
+def _lines() -> Callable[[str, int, int], None]:
+    tenths: dict[str, int] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        tenth = 10 * done // max(total, 1)
+        if tenths.get(what) != tenth:
+            tenths[what] = tenth
+            stderr.print(f"{datetime.now():%H:%M:%S} {what} {done}/{total}", markup=False, soft_wrap=True)
+
+    return report
 
 
 def print_numbers(numbers: Mapping[str, Any], *, as_json: bool) -> None:

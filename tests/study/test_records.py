@@ -75,9 +75,10 @@ def test_half_a_line_is_dropped_and_a_damaged_one_refused(tmp_path: Path) -> Non
     assert [cell in left for cell in cells] == [True] * (len(cells) - 1) + [False]
     left.add(cells[-1], result(cells[-1]), MADE)
     assert all(cell in Records(tmp_path) for cell in cells)
-    path.write_text("nonsense\n" + whole)
-    with pytest.raises(ValueError, match="line 1 is damaged"):
-        Records(tmp_path)
+    for damaged in ("nonsense", '{"key": "0123"}', "[]"):
+        path.write_text(f"{damaged}\n{whole}")
+        with pytest.raises(ValueError, match="line 1 is damaged"):
+            Records(tmp_path)
 
 
 def test_windows_are_averaged_over_an_episode(tmp_path: Path) -> None:

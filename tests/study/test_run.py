@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,9 @@ def test_what_others_trained_is_not_mixed_in(done: Path) -> None:
         ({"studies": ()}, "no study is named; there are families, future"),
         ({"studies": ("masks",)}, "unknown study 'masks'"),
         ({"scale": "huge"}, "unknown scale 'huge'; there are smoke, laptop, full"),
+        ({"processes": 0}, "processes must be at least 1, not 0"),
+        ({"threads": -1}, "threads must be at least 1, not -1"),
+        ({"device": "cuda:7"}, "cuda"),
     ],
 )
 def test_nonsense_is_refused_before_anything_is_made(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -49,7 +49,7 @@ def sources(**modes: Mode) -> tuple[SourceConfig, ...]:
 
 def test_a_dataset_that_is_not_given_is_named(folders: dict[str, Path]) -> None:
     recipe = tiny.recipe(tiny.stage(sources=sources(squares=Mode.POLICY, sand=Mode.VIDEO)))
-    with pytest.raises(ValueError, match="recipe tiny needs datasets sand: give each as NAME=FOLDER"):
+    with pytest.raises(ValueError, match="recipe tiny needs datasets sand: give each as NAME FOLDER"):
         open_datasets(recipe, folders)
 
 

@@ -107,10 +107,12 @@ def test_a_mode_that_needs_actions_is_refused_without_them(folders: dict[str, Pa
     source = SourceConfig(dataset=dataset, mode=mode)
     with pytest.raises(ValueError) as caught:
         open_datasets(recipe(source, video(dataset), DEMOS), folders)
-    assert str(caught.value) == (
-        f"{folders[dataset]}: dataset {dataset} has no actions; mode {mode} needs them: use mode video, or label it "
-        "with `actwam label`"
-    )
+    needs = {
+        "clips": f"is a folder of videos; mode {mode} needs actions: use mode video",
+        "human": f"has no actions; mode {mode} needs them: use mode video, or label it with `actwam label`",
+    }
+    what = needs["clips" if dataset == "clips" else "human"]
+    assert str(caught.value) == f"{folders[dataset]}: dataset {dataset} {what}"
 
 
 def pictures(dataset: str, source: SourceConfig, folders: dict[str, Path], tmp_path: Path) -> np.ndarray:

@@ -35,6 +35,7 @@ def evaluate(
     scene: Scene = "clean",
     execute_horizon: int = 8,
     max_steps: int = 500,
+    robot: str | None = None,
     out: Path | None = None,
     resume: bool = False,
     videos: int = 0,
@@ -53,6 +54,7 @@ def evaluate(
         scene: Clean, or randomized light, colours and camera poses.
         execute_horizon: Actions executed of every chunk before the policy looks again.
         max_steps: Control steps after which an episode has failed; MetaWorld's own limit is 500.
+        robot: Which of the robots that the policy knows plays, if it knows several.
         out: Folder for episodes.jsonl and videos.
         resume: Go on with an interrupted evaluation in OUT.
         videos: Episodes of every task to record.
@@ -64,7 +66,7 @@ def evaluate(
     from actwam.sim.results import evaluate as score
     from actwam.sim.rollout import rollout
 
-    loaded = load_policy(policy, device, precision)
+    loaded = load_policy(policy, device, precision, robot)
     with progress_bars() as report:
         results = rollout(
             loaded,

@@ -36,7 +36,7 @@ def study(
         processes: Cells that run at a time; one for each core if not given.
         threads: Threads of each.
         device: Where policies are trained and run.
-        plan: Only say what would be trained.
+        plan: Only say what would be trained. A cell that studies share is left to the first of them that is named.
         as_json: Print the findings as JSON.
     """
     from actwam.study.grid import STUDIES
@@ -44,11 +44,11 @@ def study(
 
     with progress_bars() as report:
         programme = Programme(
-            studies=tuple(STUDIES) if names == ("all",) else names,
+            studies=tuple(STUDIES) if "all" in names else names,
             scale=scale,
             folder=out,
             results=results or out,
-            processes=processes or os.cpu_count() or 1,
+            processes=(os.cpu_count() or 1) if processes is None else processes,
             threads=threads,
             device=device,
             progress=report,
@@ -64,7 +64,8 @@ def study(
         path.with_suffix(".md").write_text(markdown(finding), encoding="utf-8")
         write_figure(finding, path.with_suffix(".png"))
         if not as_json:
-            stdout.print(markdown(finding), markup=False)
+            stdout.print(markdown(finding), markup=False, soft_wrap=True)
+            stdout.print(f"{path.with_suffix('.md')} {path.with_suffix('.png')} {path.with_suffix('.json')}\n")
     if as_json:
         print_numbers({finding["study"]: finding for finding in findings}, as_json=True)
     return 0

@@ -134,6 +134,7 @@ def _recipe(
         text=text,
         layouts=(t_layout(64, 64, 32),),
         window=window,
+        constant="center",  # there are tasks that need no gripper
         future_as_change=bool(window.future_offsets),
         sampling=Sampling(num_steps=5, action_shift=1.0, future_shift=1.0),
         stages=stages,

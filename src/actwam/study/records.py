@@ -13,6 +13,7 @@ from actwam.study.cell import OUTCOMES, Cell
 from actwam.study.statistics import Episodes, Key
 
 FILE = "cells.jsonl"
+FIELDS = ("key", "settings", "result", "provenance")
 _MEANING = {letter: outcome for outcome, letter in OUTCOMES.items()}
 
 
@@ -30,7 +31,7 @@ class Records:
                 break  # nothing is cut off here: who only looks on may meet a line that is being written
             try:
                 record = json.loads(line)
-                self._records[record["key"]] = record
+                self._records[record["key"]] = {name: record[name] for name in FIELDS}
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"{self.path}: line {number} is damaged ({error}): delete the line") from error
 

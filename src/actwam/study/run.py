@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from actwam.memory import device_of
+from actwam.model.files import read_json
 from actwam.provenance import provenance
 from actwam.study.cell import Cell, Progress, Workshop, run_cell, silent
 from actwam.study.findings import add_latency, summarise
@@ -43,17 +45,21 @@ class Programme:
     progress: Progress = silent
 
     def plan(self) -> list[Study]:
-        """The studies as they would be run. Raises ValueError without a study, on an unknown study or scale, on cells
-        that contradict each other, and when `results` holds a study at other settings.
+        """The studies as they would be run. Raises ValueError without a study, on an unknown study, scale or device, on
+        cells that contradict each other, and when `results` holds a study at other settings.
         """
         if not self.studies:
             raise ValueError(f"no study is named; there are {', '.join(STUDIES)}")
         if self.scale not in SCALES:
             raise ValueError(f"unknown scale {self.scale!r}; there are {', '.join(SCALES)}")
+        for what in ("processes", "threads"):
+            if getattr(self, what) < 1:
+                raise ValueError(f"{what} must be at least 1, not {getattr(self, what)}")
+        device_of(self.device)
         studies = [study_of(name, SCALES[self.scale]) for name in self.studies]
         for study in studies:
             path = self.results / f"{study.name}.json"
-            if path.exists() and json.loads(path.read_text(encoding="utf-8"))["scale"] != _scale(self.scale):
+            if path.exists() and read_json(path).get("scale") != _scale(self.scale):
                 raise ValueError(f"{path}: holds this study at another scale or other settings; choose another folder")
         return studies
 
@@ -101,7 +107,9 @@ def run_programme(programme: Programme) -> list[dict[str, Any]]:
         if study.timed:
             add_latency(study, finding, programme.device)
         path = programme.results / f"{finding['study']}.json"
-        path.write_text(json.dumps(finding, indent=2) + "\n", encoding="utf-8")
+        whole = path.with_suffix(".partial")
+        whole.write_text(json.dumps(finding, indent=2) + "\n", encoding="utf-8")
+        whole.replace(path)
     return findings
 
 

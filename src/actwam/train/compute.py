@@ -32,6 +32,7 @@ def step_flops(recipe: Recipe, stage: StageConfig) -> float:
     return share * whole + (1 - share) * _flops(recipe.model, stage, recipe.table, replace(tokens, future_frames=0))
 
 
+@lru_cache(maxsize=256)
 def parameters(config: TransformerConfig) -> int:
     """How many weights a model of these sizes has."""
     with META:

@@ -31,7 +31,7 @@ def open_datasets(recipe: Recipe, folders: Mapping[str, Path]) -> dict[str, Foot
         sources.setdefault(name, [SourceConfig(dataset=name, mode=Mode.VIDEO)])
     missing = sorted(set(sources) - set(folders))
     if missing:
-        raise ValueError(f"recipe {recipe.name} needs datasets {', '.join(missing)}: give each as NAME=FOLDER")
+        raise ValueError(f"recipe {recipe.name} needs datasets {', '.join(missing)}: give each as NAME FOLDER")
     return {name: _open(recipe, sources[name], folders[name]) for name in sorted(sources)}
 
 
@@ -60,8 +60,10 @@ def _open(recipe: Recipe, sources: Sequence[SourceConfig], folder: Path) -> Foot
 
 def _demonstrations(recipe: Recipe, name: str, mode: Mode, folder: Path) -> LeRobotDataset:
     """A dataset with the actions, and perhaps the state, of a robot of the recipe."""
-    dataset = None if holds_clips(folder) else LeRobotDataset.open(folder)
-    if dataset is None or not dataset.action_names:
+    if holds_clips(folder):
+        raise ValueError(f"{folder}: dataset {name} is a folder of videos; mode {mode} needs actions: use mode video")
+    dataset = LeRobotDataset.open(folder)
+    if not dataset.action_names:
         raise ValueError(
             f"{folder}: dataset {name} has no actions; mode {mode} needs them: use mode video, or label it with "
             "`actwam label`"
