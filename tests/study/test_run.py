@@ -9,7 +9,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from typing import Any
 
 import pytest
 import torch
