@@ -67,6 +67,8 @@ def test_a_cell_run_again_gives_the_same(done: Path) -> None:
     recorded = Records(done)[cell]["result"]
     again = run_cell(cell, Workshop(done), threads=1)
     assert {**again, "seconds": None} == {**recorded, "seconds": None}
+    assert all(recorded["seconds"].values())
+    assert again["seconds"] == {"train": None, "evaluate": None}  # it found all done: its seconds say nothing
 
 
 def test_what_others_trained_is_not_mixed_in(done: Path) -> None:

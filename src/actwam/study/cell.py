@@ -164,10 +164,11 @@ def run_cell(cell: Cell, workshop: Workshop, threads: int) -> dict[str, Any]:
     """Train and evaluate a cell, going on where an interrupted run of it stopped. Its datasets must be there.
 
     What comes back is its record's `result`: outcomes per task, PSNR and SSIM per window where it has a future, and
-    the seconds that training and evaluation took in this process.
+    the seconds that training and evaluation took, None for one that went on from an interrupted run.
     """
     torch.set_num_threads(threads)
     folder = workshop.folder / "cells" / cell.key
+    begun = {"train": (folder / "train").exists(), "evaluate": (folder / "eval").exists()}
     start = time.perf_counter()
     run = Run(out=folder / "train", cache=workshop.cache, device=workshop.device, resume=True)
     trained = train(cell.recipe(), workshop.data(cell), run)
@@ -178,7 +179,12 @@ def run_cell(cell: Cell, workshop: Workshop, threads: int) -> dict[str, Any]:
     episodes = _play(cell, policy, folder / "eval")
     imagined = _imagine(cell, policy, heldout, folder / "imagine")
     seconds["evaluate"] = time.perf_counter() - start
-    return {"episodes": episodes, "imagined": imagined, "labels": _labels(cell, workshop), "seconds": seconds}
+    return {
+        "episodes": episodes,
+        "imagined": imagined,
+        "labels": _labels(cell, workshop),
+        "seconds": {what: None if begun[what] else taken for what, taken in seconds.items()},
+    }
 
 
 def _labels(cell: Cell, workshop: Workshop) -> dict[str, Any] | None:

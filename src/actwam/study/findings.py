@@ -92,6 +92,7 @@ def _laws(study: Study, records: Records) -> dict[str, Any]:
 def _point(entry: Entry, records: Records) -> dict[str, Any]:
     """What a figure shows of an entry."""
     cell, results = entry.cells[0], [records[cell]["result"] for cell in entry.cells]
+    seconds = [taken for result in results if (taken := result["seconds"]["train"]) is not None]
     quality = {measure: records.windows(entry.cells, measure) for measure in ("psnr", "ssim")}
     return {
         "label": entry.label,
@@ -103,7 +104,7 @@ def _point(entry: Entry, records: Records) -> dict[str, Any]:
         "parameters": cell.parameters(),
         "samples": cell.samples(),
         "flops": cell.flops(),
-        "seconds": sum(result["seconds"]["train"] for result in results) / len(results),
+        "seconds": sum(seconds) / len(seconds) if seconds else None,
         "labels": results[0]["labels"],
         "options": dict(cell.options),
     }
