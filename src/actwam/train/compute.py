@@ -25,6 +25,7 @@ def step_flops(recipe: Recipe, stage: StageConfig) -> float:
     steps with and without the future.
     """
     tokens = recipe_tokens(recipe)
+    stage = replace(stage, steps=1, warmup_steps=0, seed=0)  # which change nothing: counted once for all
     whole = _flops(recipe.model, stage, recipe.table, tokens)
     share = stage.objective.future_share
     if share == 1 or not tokens.future_frames or {source.mode for source in stage.sources} != {Mode.POLICY}:
