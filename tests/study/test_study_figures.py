@@ -226,6 +226,14 @@ def test_what_cannot_be_drawn_is_refused(study: str, change: dict[str, Any], mes
     assert not (tmp_path / "a.png").exists()
 
 
+def test_nothing_is_left_out_for_want_of_colours(tmp_path: Path) -> None:
+    results = copy.deepcopy(RESULTS["future"])
+    some = next(cell for cell in results["cells"] if cell["x"] > 0)
+    results["cells"] += [{**some, "label": f"variant {i}"} for i in range(3)]
+    with pytest.raises(ValueError, match=r"a figure can tell 2 apart here, not .*variant 2"):
+        write_figure(results, tmp_path / "future.png")
+
+
 def test_spreading_moves_as_little_as_possible() -> None:
     assert spread([0.0, 5.0, 9.0], 1.0) == [0, 5, 9]
     assert spread([0.0, 0.0, 0.0], 1.0) == pytest.approx([-1, 0, 1])

@@ -162,23 +162,17 @@ def _stage(
     )
 
 
-def inverse(steps: int = 500, datasets: Sequence[str] = ("labelled",)) -> Recipe:
+def inverse(steps: int = 500, datasets: Sequence[str] = ("labelled",), precision: Precision = "auto") -> Recipe:
     """An inverse dynamics model for `actwam label`: it sees every frame of a tenth of a second, and half of the time no
     state. `labelled` teaches it; any other dataset is watched only, so that the codec knows its pictures too.
     """
     watched = [_source(name, Mode.VIDEO, 0.25) for name in datasets if name != "labelled"]
+    sources = (_source("labelled", Mode.INVERSE), *watched)
+    stage = _stage("inverse", sources, steps, 32, replace(OBJECTIVE, state_dropout=0.5))
     return _recipe(
         "metaworld.inverse",
         family_of("VIDEO_FIRST"),
         experts=two_experts(visual=(128, 512), action=(96, 384)),
         window=Window(action_horizon=8, future_offsets=tuple(range(1, 9))),
-        stages=(
-            _stage(
-                "inverse",
-                (_source("labelled", Mode.INVERSE), *watched),
-                steps,
-                32,
-                replace(OBJECTIVE, state_dropout=0.5),
-            ),
-        ),
+        stages=(replace(stage, precision=precision),),
     )

@@ -258,8 +258,8 @@ def _future(results: Mapping[str, Any]) -> Figure:
     variants = [cell for cell in cells if cell not in usual]
     looks = _looks(usual)
     series = [(looks[standing], members) for standing, members in _standings(usual).items()]
-    names = dict.fromkeys(cell["label"] for cell in variants)
-    for label, colour, marker in zip(names, COLOURS[2:], MARKERS[2:], strict=False):
+    names = list(dict.fromkeys(cell["label"] for cell in variants))
+    for label, (colour, marker) in zip(names, _distinct(names, first=2), strict=True):
         for cell in [cell for cell in variants if cell["label"] == label]:
             filled = cell["standing"] != "compute"
             series.append((Look(label if filled else None, colour, marker, filled), [cell]))
@@ -298,7 +298,7 @@ def _data(results: Mapping[str, Any]) -> Figure:
     xs = sorted({cell["x"] for cell in cells})
     for axes, (standing, members) in zip(panels, standings.items(), strict=True):
         series = []
-        for family, colour, marker in zip(families, COLOURS, MARKERS, strict=False):
+        for family, (colour, marker) in zip(families, _distinct(families), strict=True):
             look = Look(family, colour, marker)
             for law in laws:
                 if law["family"] == family and law["standing"] in (standing, "both"):
@@ -312,6 +312,14 @@ def _data(results: Mapping[str, Any]) -> Figure:
         _legend(axes, [look for look, _ in series], columns=1)
         axes.label_outer(remove_inner_ticks=True)
     return figure
+
+
+def _distinct(names: Sequence[str], first: int = 0) -> list[tuple[str, str]]:
+    """A colour and a marker for each name, from the `first` on. Raises ValueError when there are too few of them."""
+    looks = list(zip(COLOURS, MARKERS, strict=True))[first:]
+    if len(names) > len(looks):
+        raise ValueError(f"a figure can tell {len(looks)} apart here, not {', '.join(names)}: leave some out")
+    return looks[: len(names)]
 
 
 def _law(axes: Axes, law: Mapping[str, Any], colour: str) -> None:

@@ -43,6 +43,10 @@ class PseudoLabelled:
     heldout: Collection
     steps: int
 
+    def recipe(self) -> Recipe:
+        """In bfloat16, as the cells are, on every machine."""
+        return inverse(self.steps, ("labelled", "videos"), precision="bf16")
+
 
 Data = Collection | PseudoLabelled
 
@@ -84,6 +88,9 @@ class Cell:
             "codec": asdict(recipe.codec),
             "stages": [stage.to_json() for stage in recipe.stages],
         }
+        teachers = [data.recipe() for data in self.data.values() if isinstance(data, PseudoLabelled)]
+        if teachers:
+            decided["teachers"] = [stage.to_json() for recipe in teachers for stage in recipe.stages]
         return digest({**self.settings(), **decided})
 
     def flops(self) -> float:
@@ -144,7 +151,7 @@ class Workshop:
             resume=True,
             progress=self.progress,
         )
-        trained = train(inverse(data.steps, tuple(names)), names, run)
+        trained = train(data.recipe(), names, run)
         videos, heldout = (LeRobotDataset.open(self.dataset(each)) for each in (data.videos, data.heldout))
         nothing = np.zeros((len(videos.state), 0), np.float32)
         unfelt = replace(videos, state_names=(), action_names=(), state=nothing, action=nothing)
