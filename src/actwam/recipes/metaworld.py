@@ -54,6 +54,7 @@ def compare(
     future_weight: float = 1.0,
     general_steps: int = 0,
     embodied_steps: int = 0,
+    embodied_actions: bool = True,
     align_steps: int = 1_000,
     extra: dict[str, float] | None = None,
     precision: Precision = "bf16",
@@ -61,7 +62,8 @@ def compare(
 ) -> Recipe:
     """The recipe of `actwam study`: any family, smaller than `laptop`, so that many can be trained.
 
-    One codec, fitted on `general`, serves all. A stage of no steps is left out. The last stage learns from `demos`, and
+    One codec, fitted on `general`, serves all. A stage of no steps is left out. Half of what the stage `embodied` sees
+    comes with its actions, or, without `embodied_actions`, nothing. The last stage learns from `demos`, and
     from the datasets of `extra` by their weights (that of `demos` is 1): those called clips as videos without actions,
     others as demonstrations. `experts` "one" gives all groups the visual width. Families without a future ignore what
     concerns it.
@@ -78,7 +80,8 @@ def compare(
     others = [
         _source(name, Mode.VIDEO if name == "clips" else Mode.POLICY, weight) for name, weight in (extra or {}).items()
     ]
-    embodied = (_source("embodied", Mode.VIDEO), _source("embodied", Mode.WORLD))
+    modes = (Mode.VIDEO, Mode.WORLD) if embodied_actions else (Mode.VIDEO,)
+    embodied = tuple(_source("embodied", mode) for mode in modes)
     stages = {
         "general": ((_source("general", Mode.VIDEO),), general_steps),
         "embodied": (embodied, embodied_steps),

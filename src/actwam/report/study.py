@@ -40,6 +40,8 @@ STANDINGS = {"samples": "same samples", "compute": "same compute"}
 NEEDED = ("label", "standing", "success", "per_task", "per_seed")
 MEASURES = {"success": ("success", "{:.0%}"), "psnr": ("PSNR (dB)", "{:.2f}"), "ssim": ("SSIM", "{:.3f}")}
 """What the axis calls a measure, and how its numbers are written. PSNR and SSIM are of the imagined future."""
+SPANS = {"psnr": 1.0, "ssim": 0.05}
+"""The least that an axis shows, so that what differs little looks it."""
 
 _STYLE: dict[Any, Any] = {
     "font.size": 11,
@@ -206,7 +208,9 @@ def _rows(results: Mapping[str, Any]) -> Figure:
             marks = range(0, 101, 20 if len(measures) == 1 else 50)
             axes.set_xticks([mark / 100 for mark in marks], [f"{mark}%" for mark in marks])
         else:
-            axes.margins(x=0.6)
+            found = [cell[measure] for cell in cells if cell.get(measure) is not None]
+            margin = max(0.6 * (max(found) - min(found)), SPANS[measure] / 2)
+            axes.set_xlim(min(found) - margin, max(found) + margin)
             axes.xaxis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
     panels[0].set_yticks(range(len(labels)), labels, color=INK)
     panels[0].set_ylim(len(labels) - 0.5, -0.5)
@@ -355,8 +359,7 @@ def _families(results: Mapping[str, Any]) -> Figure:
     for own in points.values():
         axes.plot(*zip(*own, strict=True), color=SOFT, linewidth=0.9, zorder=2)
     axes.set_xlim(at[0] - 0.1 * span, at[-1] + 0.1 * span)
-    ticks = [digit * 10.0**power for power in range(-2, 7) for digit in (1, 2, 5)]
-    ticks = [tick for tick in ticks if axes.get_xlim()[0] <= _log(tick) <= axes.get_xlim()[1]]
+    ticks = _ticks(*axes.get_xlim())
     axes.set_xticks([_log(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
     axes.set_xlabel("median time to act (ms), with the number of tokens denoised")
     _success_axis(axes)
@@ -364,6 +367,17 @@ def _families(results: Mapping[str, Any]) -> Figure:
     columns = [(x, c["success"]["low"], c["success"]["high"]) for c, x in zip(cells, at, strict=True)]
     place_labels(figure, axes, points, columns, ink=INK, paper=PAPER)
     return figure
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two places of a logarithmic axis, at least three where there is room for so many."""
+    ticks: list[float] = []
+    for digits in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        ticks = [digit * 10.0**power for power in range(-2, 7) for digit in digits]
+        ticks = [tick for tick in ticks if low <= _log(tick) <= high]
+        if len(ticks) > 2:
+            break
+    return ticks
 
 
 def _log(x: int | float) -> float:

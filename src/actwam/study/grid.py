@@ -178,6 +178,7 @@ def pretraining(scale: Scale) -> Study:
         "none": {},
         "general": {"general_steps": steps},
         "embodied": {"embodied_steps": steps},
+        "embodied, without actions": {"embodied_steps": steps, "embodied_actions": False},
         "both": {"general_steps": steps, "embodied_steps": steps},
     }
     return Study(
