@@ -24,7 +24,7 @@ ALLOWED = {
     "data": "types",
     "checkpoint": "types tokens model sampler data",
     "policy": "types tokens flow model sampler data checkpoint memory",
-    "memory": "types tokens model",
+    "memory": "types tokens model sampler",
     "inverse": "types sampler data policy",
     "labels": "data policy inverse provenance",
     "train": LOWER,

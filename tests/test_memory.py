@@ -18,7 +18,7 @@ from actwam.checkpoint import Checkpoint, save
 from actwam.memory import Encoding, Ledger, Need, Tokens, acting_need, available, device_of, encoding, require, size_of
 from actwam.model.codec import read_codec
 from actwam.model.files import read_json, read_tensors
-from actwam.model.transformer import WorldActionTransformer
+from actwam.model.transformer import GroupInput, WorldActionTransformer
 from actwam.model.wan import WanCodec
 from actwam.objective import NoisyBatch, add_noise
 from actwam.tokens import ACTION_CENTERED, JOINT
@@ -134,7 +134,7 @@ def test_counting_leaves_no_fake_behind() -> None:
     need(tokens=odd)
     model = WorldActionTransformer(CONFIG)
     shapes = odd.shapes(CONFIG, 1)
-    items = [memory.GroupInput(group, torch.zeros(shape), torch.zeros(1, 1)) for group, shape in shapes.items()]
+    items = [GroupInput(group, torch.zeros(shape), torch.zeros(1, 1)) for group, shape in shapes.items()]
     text = model.text_context(torch.zeros(1, tiny.TEXT.tokens, tiny.TEXT.width))
     out = model(items, text, torch.zeros(1, dtype=torch.long), ACTION_CENTERED)
     assert all(type(value) is torch.Tensor and value.isfinite().all() for value in out.values())
@@ -208,10 +208,14 @@ def test_training_is_refused_before_anything_is_made(tmp_path: Path, monkeypatch
 
 def test_acting_needs_the_weights_and_little_else() -> None:
     made = Encoding(grid=TOKENS.grid, time_stride=1, weights=1000, activations=10**9)
-    low = acting_need(CONFIG, ACTION_CENTERED, TOKENS, dtype=torch.bfloat16, device=CUDA, codec=made)
-    full = acting_need(CONFIG, ACTION_CENTERED, TOKENS, dtype=torch.float32, device=CPU)
-    many = acting_need(CONFIG, ACTION_CENTERED, TOKENS, dtype=torch.float32, device=CPU, batch=4)
-    joint = acting_need(CONFIG, JOINT, TOKENS, dtype=torch.float32, device=CPU)
+    low = acting_need(
+        CONFIG, ACTION_CENTERED, TOKENS, dtype=torch.bfloat16, device=CUDA, codec=made, sampling=tiny.SAMPLING
+    )
+    full = acting_need(CONFIG, ACTION_CENTERED, TOKENS, dtype=torch.float32, device=CPU, sampling=tiny.SAMPLING)
+    many = acting_need(
+        CONFIG, ACTION_CENTERED, TOKENS, dtype=torch.float32, device=CPU, sampling=tiny.SAMPLING, batch=4
+    )
+    joint = acting_need(CONFIG, JOINT, TOKENS, dtype=torch.float32, device=CPU, sampling=tiny.SAMPLING)
     assert full.weights == 2 * low.weights == size_of(WorldActionTransformer(CONFIG).parameters())
     assert many.activations > 3 * full.activations
     assert joint.activations > full.activations  # the future is denoised too
@@ -224,7 +228,16 @@ def test_acting_needs_the_weights_and_little_else() -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_instructions_are_counted_as_what_keeps_them(batch: int) -> None:
     """Keys and values, and not the keys before their norm."""
-    kept = acting_need(CONFIG, ACTION_CENTERED, TOKENS, dtype=torch.float32, device=CPU, batch=batch, instructions=5)
+    kept = acting_need(
+        CONFIG,
+        ACTION_CENTERED,
+        TOKENS,
+        dtype=torch.float32,
+        device=CPU,
+        sampling=tiny.SAMPLING,
+        batch=batch,
+        instructions=5,
+    )
     model = WorldActionTransformer(CONFIG)
     with torch.inference_mode(), Ledger(model.parameters()) as ledger:
         texts = [model.text_context(tiny.TEXT.encode([word])) for word in "abcde"]

@@ -391,6 +391,13 @@ def test_the_need_counts_the_latent_frames_of_the_codec(tmp_path: Path) -> None:
     save(replace(checkpoint, table=JOINT, window=window), tmp_path / "joint")
     height, width = tiny_official.PICTURE
     tokens = Tokens(grid=(height // 16, width // 16), future_frames=2, actions=8)
-    counted = acting_need(checkpoint.model.config, JOINT, tokens, dtype=torch.float32, device=torch.device("cpu"))
+    counted = acting_need(
+        checkpoint.model.config,
+        JOINT,
+        tokens,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        sampling=checkpoint.sampling,
+    )
     # about: masks, which the model keeps between calls, are counted where they are made
     assert Policy.need(tmp_path / "joint").activations == pytest.approx(counted.activations, rel=0.05)

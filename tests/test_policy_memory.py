@@ -16,7 +16,7 @@ from actwam.data.loader import Window
 from actwam.memory import Ledger
 from actwam.model.transformer import GroupInput
 from actwam.policy import Policy
-from actwam.sampler import sample
+from actwam.sampler import Levels, sample
 from actwam.tokens import ACTION_CENTERED, BIDIRECTIONAL, JOINT, Table
 from actwam.types import Context, Group, Memory, Observation
 
@@ -216,6 +216,7 @@ def act_with_longest_memory(robot: Policy) -> int:
         for call in range(moments):
             memories = robot.remember([seen[call]], memories)
         ledger.most = ledger.alive
+        robot = replace(robot, _levels=Levels())  # which are kept, and counted where they are made
         robot.act_batch([seen[moments]], [0], memories)
     return ledger.most
 
@@ -228,7 +229,7 @@ def test_what_the_longest_memory_takes_is_counted(tmp_path: Path) -> None:
         took.append(act_with_longest_memory(robot))
         Policy.need(tmp_path / f"{robot.history_spacing}")
         counted.append(Policy.need(tmp_path / f"{robot.history_spacing}").activations)
-    assert 1 <= (counted[1] - counted[0]) / (took[1] - took[0]) < 1.1
+    assert 0.95 <= (counted[1] - counted[0]) / (took[1] - took[0]) < 1.1
 
 
 def test_a_robot_that_feels_nothing_acts_without_a_state() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import tiny
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from actwam import flow
 from actwam.model.transformer import GroupInput, WorldActionTransformer
-from actwam.sampler import Sampling, sample
+from actwam.sampler import Exact, Levels, Sampling, sample
 from actwam.tokens import ACTION_CENTERED, BIDIRECTIONAL, JOINT, TABLES, UNCOUPLED, VIDEO_FIRST, Table
 from actwam.types import Context, Group
 
@@ -50,7 +52,9 @@ def draw(
     given: Mapping[Group, Tensor] | None = None,
     start: Mapping[Group, Tensor] | None = None,
     context: Context | None = None,
+    **options: Any,
 ) -> tuple[Values, Context | None]:
+    settings: dict[str, Any] = {"sampling": tiny.SAMPLING, **options}
     return sample(
         model,
         table,
@@ -59,8 +63,8 @@ def draw(
         wanted=wanted,
         text=tiny.text(model),
         embodiment=tiny.embodiments(),
-        sampling=tiny.SAMPLING,
         context=context,
+        **settings,
     )
 
 
@@ -129,44 +133,90 @@ def test_history_is_encoded_with_the_rest(model: WorldActionTransformer) -> None
     assert set(context.groups) == {HIST, OBS, STATE}
 
 
-def seen_groups(model: WorldActionTransformer, table: Table, wanted: list[Group]) -> list[set[Group]]:
-    """The groups of every call of the model while sampling."""
-    calls: list[set[Group]] = []
-    handle = model.register_forward_pre_hook(lambda _, args: calls.append({item.group for item in args[0]}))
-    try:
-        draw(model, table, wanted)
-    finally:
-        handle.remove()
-    return calls
+Passes = list[tuple[set[Group], set[Group]]]
+
+
+def seen_groups(model: WorldActionTransformer, table: Table, wanted: list[Group], **options: Any) -> Passes:
+    """What is encoded and what is denoised or recomputed, in every pass of the model while sampling."""
+    with tiny.watched(model) as passes:
+        draw(model, table, wanted, **options)
+    return [(set(each.encoded), set(each.along)) for each in passes]
 
 
 def test_acting_never_shows_the_model_what_the_table_does_not_need(model: WorldActionTransformer) -> None:
-    assert seen_groups(model, ACTION_CENTERED, [ACT]) == [{ACT}] * 3
-    assert seen_groups(model, UNCOUPLED, [ACT]) == [{ACT}] * 3
-    assert seen_groups(model, JOINT, [ACT]) == [{ACT, FUT}] * 3
-    assert seen_groups(model, VIDEO_FIRST, [ACT]) == [{FUT}] * 3 + [{ACT}] * 3
-    assert seen_groups(model, BIDIRECTIONAL, [ACT]) == [{OBS, STATE, ACT, FUT}] * 3
-    assert seen_groups(model, ACTION_CENTERED, [ACT, FUT]) == [{ACT}] * 3 + [{FUT}] * 3
+    clean: set[Group] = {OBS, STATE}
+    alone: Passes = [(clean, {ACT}), *[(set(), {ACT})] * 2]
+    future = [({ACT}, {FUT}), *[(set[Group](), {FUT})] * 2]
+    assert seen_groups(model, ACTION_CENTERED, [ACT]) == alone
+    assert seen_groups(model, UNCOUPLED, [ACT]) == alone
+    assert seen_groups(model, JOINT, [ACT]) == [(clean, {ACT, FUT}), *[(set(), {ACT, FUT})] * 2]
+    assert seen_groups(model, VIDEO_FIRST, [ACT]) == [
+        (clean, {FUT}), *[(set(), {FUT})] * 2, ({FUT}, {ACT}), *[(set(), {ACT})] * 2
+    ]  # fmt: skip
+    assert seen_groups(model, BIDIRECTIONAL, [ACT]) == [(set(), {OBS, STATE, ACT, FUT})] * 3
+    assert seen_groups(model, ACTION_CENTERED, [ACT, FUT]) == [*alone, *future]
+
+
+def test_what_makes_it_faster_can_be_switched_off_one_by_one(model: WorldActionTransformer) -> None:
+    """Encoding and first step apart; and every step over everything, as the released code of GWP-0 does it."""
+    clean: set[Group] = {OBS, STATE}
+    apart = seen_groups(model, ACTION_CENTERED, [ACT], exact=Exact(first_step=False))
+    assert apart == [(clean, set()), *[(set(), {ACT})] * 3]
+    plain = seen_groups(model, ACTION_CENTERED, [ACT], exact=Exact(context=False))
+    assert plain == [(set(), clean | {ACT})] * 3
+
+
+@pytest.mark.parametrize("off", [field.name for field in fields(Exact)])
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
+def test_nothing_exact_changes_a_value(model: WorldActionTransformer, table: Table, off: str) -> None:
+    wanted = [group for together in ORDER[table.name] for group in together]
+    slow, _ = draw(model, table, wanted, exact=Exact(**{off: False}))
+    assert largest_difference(draw(model, table, wanted)[0], slow) < 1e-5
+    small = copy.deepcopy(model).bfloat16()
+    rounded, slow = (draw(small, table, wanted, exact=exact)[0] for exact in (Exact(), Exact(**{off: False})))
+    for group in wanted:
+        assert float((rounded[group] - slow[group]).norm() / slow[group].norm()) < 2e-2
+
+
+def test_levels_are_kept_until_weights_or_schedule_change() -> None:
+    model, levels = tiny.model("two"), Levels()
+    made: list[Group] = []
+    make = model.levels
+
+    def noted(group: Group, sigmas: Sequence[float]) -> Any:
+        made.append(group)
+        return make(group, sigmas)
+
+    def acting(**options: Any) -> Tensor:
+        made.clear()
+        kept = draw(model, ACTION_CENTERED, [ACT], levels=levels, **options)[0][ACT]
+        assert torch.equal(kept, draw(model, ACTION_CENTERED, [ACT], levels=Levels(), **options)[0][ACT])
+        return kept
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "levels", noted)
+        first = acting()
+        assert sorted(made) == sorted(2 * [OBS, STATE, ACT])
+        assert torch.equal(first, acting())
+        assert sorted(made) == sorted([OBS, STATE, ACT])  # by the new `Levels` alone
+        other = acting(sampling=replace(tiny.SAMPLING, num_steps=2))
+        assert len(made) == 6
+        assert largest_difference({ACT: first}, {ACT: other}) > 1e-3
+        with torch.no_grad():
+            model.blocks[1].experts[0].table.add_(0.1)
+        acting()
+        assert len(made) == 6
 
 
 @pytest.mark.parametrize("table", [ACTION_CENTERED, VIDEO_FIRST, UNCOUPLED, JOINT], ids=lambda table: table.name)
-def test_a_context_is_reused_and_holds_nothing_that_was_sampled(
-    model: WorldActionTransformer, table: Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_context_is_reused_and_holds_nothing_that_was_sampled(model: WorldActionTransformer, table: Table) -> None:
     first, context = draw(model, table, [ACT, FUT])
     assert context is not None
     assert set(context.groups) == {OBS, STATE}
-    encoded: list[set[Group]] = []
-    encode = model.encode
-
-    def counted(inputs: list[GroupInput], *rest: object) -> Context:
-        encoded.append({item.group for item in inputs})
-        return encode(inputs, *rest)
-
-    monkeypatch.setattr(model, "encode", counted)
     again, _ = draw(model, table, [ACT, FUT], context=context)
-    assert largest_difference(first, again) == 0
-    assert not any({OBS, STATE} & groups for groups in encoded)
+    assert largest_difference(first, again) < 1e-5
+    passes = seen_groups(model, table, [ACT, FUT], context=context)
+    assert not any({OBS, STATE} & (encoded | denoised) for encoded, denoised in passes)
 
 
 def test_a_context_that_does_not_fit_what_is_given_is_refused(model: WorldActionTransformer) -> None:
@@ -217,5 +267,5 @@ def test_neither_noise_nor_given_values_are_changed(model: WorldActionTransforme
 
 def test_levels_are_the_schedule_of_the_group() -> None:
     sampling = Sampling(num_steps=4, action_shift=5.0, future_shift=1.0)
-    assert sampling.levels(FUT) == [1.0, 0.75, 0.5, 0.25, 0.0]
-    assert sampling.levels(ACT) == flow.schedule(4, 5.0).tolist()
+    assert sampling.levels(FUT) == (1.0, 0.75, 0.5, 0.25, 0.0)
+    assert sampling.levels(ACT) == tuple(flow.schedule(4, 5.0).tolist())

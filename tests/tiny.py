@@ -5,12 +5,14 @@ All of it is deterministic.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -128,6 +130,31 @@ def run(
 
 def difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).detach().abs().max())
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass of a model encoded, and what went along with noise or anew: groups, and how many tokens each."""
+
+    encoded: dict[Group, int]
+    along: dict[Group, int]
+
+
+@contextmanager
+def watched(model: WorldActionTransformer) -> Iterator[list[Pass]]:
+    """All passes of a model, as they happen."""
+    passes: list[Pass] = []
+    whole = model._pass
+
+    def noted(inputs: list[GroupInput], *rest: Any, keep: Sequence[Group] = (), **more: Any) -> Any:
+        tokens = {item.group: model.tokens([item]) for item in inputs}
+        encoded = {group: tokens.pop(group) for group in keep}
+        passes.append(Pass(encoded, tokens))
+        return whole(inputs, *rest, keep=keep, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "_pass", noted)
+        yield passes
 
 
 def squares(height: int, width: int, length: int, seed: int) -> np.ndarray:

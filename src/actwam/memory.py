@@ -23,8 +23,9 @@ from torch.utils._pytree import tree_leaves
 
 from actwam.model.codec import read_codec
 from actwam.model.config import TransformerConfig
-from actwam.model.transformer import GroupInput, TextContext, WorldActionTransformer
-from actwam.tokens import NEVER_NOISY, Table, plan
+from actwam.model.transformer import TextContext, WorldActionTransformer
+from actwam.sampler import Sampling, look_back, sample
+from actwam.tokens import NEVER_NOISY, Table
 from actwam.types import Context, Group
 
 RESERVE = 0.05
@@ -234,6 +235,7 @@ def acting_need(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    sampling: Sampling,
     batch: int = 1,
     codec: Encoding | None = None,
     instructions: int = 0,
@@ -251,19 +253,23 @@ def acting_need(
         stand_in(model, device)
         values = {group: torch.empty(shape) for group, shape in tokens.shapes(config, batch).items()}
         instruction = torch.empty(batch, config.text_tokens, config.text_width)
-        sigma, robots = torch.empty(batch, 1), torch.zeros(batch, dtype=torch.long)
-    given = [*model.parameters(), *values.values(), instruction, sigma, robots]
+        robots = torch.zeros(batch, dtype=torch.long)
+    given = [*model.parameters(), *values.values(), instruction, robots]
     with torch.no_grad(), Ledger(given) as ledger:
         embedded = model.text_context(instruction)
         kept = instructions * ledger.alive // batch
         memory, context = _looked_back(model, table, values.get(Group.HISTORY), embedded, robots)
-        for stage in plan(table, [Group.ACTION], values.keys() & NEVER_NOISY):
-            new = [group for group in Group if group in stage.encode - set(context.groups if context else ())]
-            if new:
-                clean = [GroupInput(group, values[group], sigma) for group in new]
-                context = model.encode(clean, embedded, robots, table, context)
-            along = [group for group in Group if group in stage.recompute | stage.denoise]
-            model([GroupInput(group, values[group], sigma) for group in along], embedded, robots, table, context)
+        sample(
+            model,
+            table,
+            given={group: value for group, value in values.items() if group in NEVER_NOISY},
+            noise={group: value for group, value in values.items() if group not in NEVER_NOISY},
+            wanted=[Group.ACTION],
+            text=embedded,
+            embodiment=robots,
+            sampling=sampling,
+            context=context,
+        )
     del memory  # which its owner keeps as long as that
     advice = "" if dtype == torch.bfloat16 else "act in bfloat16 (--precision bf16)"
     need = Need(
@@ -287,13 +293,8 @@ def _looked_back(
     """The context of the longest memory that a policy is handed, and of the history that it makes of it."""
     if history is None:
         return None, None
-    sigma = torch.empty_like(robots, dtype=torch.float32)[:, None]
-
-    def encode(moments: Tensor, before: Context | None) -> Context:
-        return model.encode([GroupInput(Group.HISTORY, moments, sigma)], text, robots, table, before)
-
-    memory = encode(history[:, :, :-1], None) if history.shape[2] > 1 else None
-    return memory, encode(history[:, :, -1:], memory and model.advance(memory))
+    memory = look_back(model, table, history[:, :, :-1], text, robots, None) if history.shape[2] > 1 else None
+    return memory, look_back(model, table, history, text, robots, memory)
 
 
 def with_reserve(need: Need, device: torch.device) -> Need:

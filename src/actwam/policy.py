@@ -27,7 +27,7 @@ from actwam.data.transforms import RobotTransform
 from actwam.memory import Need, Tokens, acting_need, device_of, encoding
 from actwam.model.files import DTYPES, Precision
 from actwam.model.transformer import TextContext
-from actwam.sampler import look_back, sample
+from actwam.sampler import ALL, Exact, Levels, look_back, sample
 from actwam.tokens import Table, plan
 from actwam.types import ActionChunk, Context, Group, Memory, Observation
 
@@ -61,15 +61,17 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """A checkpoint that acts for one of its robots. `table` may be replaced to decode the same weights
-    differently.
+    """A checkpoint that acts for one of its robots. `table` may be replaced to decode the same weights differently, and
+    `exact` to see what the speed-ups bring that change nothing else.
     """
 
     checkpoint: Checkpoint
     robot: RobotTransform
     table: Table
     device: torch.device
+    exact: Exact = ALL
     _texts: dict[str, TextContext] = field(default_factory=dict)
+    _levels: Levels = field(default_factory=Levels)
 
     @classmethod
     def load(
@@ -123,6 +125,7 @@ class Policy:
             device=place,
             codec=codec,
             instructions=TEXTS,
+            sampling=setup.sampling,
         )
 
     @property
@@ -334,6 +337,8 @@ class Policy:
             embodiment=self._embodiment(len(seeds)),
             sampling=self.checkpoint.sampling,
             context=encoded.context,
+            exact=self.exact,
+            levels=self._levels,
         )
         return values
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from actwam import flow
+from actwam.model.block import Level
 from actwam.model.transformer import GroupInput, TextContext, WorldActionTransformer
 from actwam.tokens import MAY_BE_ABSENT, Table, plan
 from actwam.types import Context, Group
@@ -27,11 +29,59 @@ class Sampling:
     future_shift: float
     schedule: Literal["even", "diffusers"] = "even"
 
-    def levels(self, group: Group) -> list[float]:
+    def levels(self, group: Group) -> tuple[float, ...]:
         """The noise levels of a group, from 1 to 0."""
-        shift = self.action_shift if group is Group.ACTION else self.future_shift
-        spaced = flow.schedule if self.schedule == "even" else flow.diffusers_schedule
-        return spaced(self.num_steps, shift).tolist()
+        return _spaced(self, self.action_shift if group is Group.ACTION else self.future_shift)
+
+
+@lru_cache(maxsize=64)
+def _spaced(sampling: Sampling, shift: float) -> tuple[float, ...]:
+    spaced = flow.schedule if sampling.schedule == "even" else flow.diffusers_schedule
+    return tuple(spaced(sampling.num_steps, shift).tolist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exact:
+    """What makes sampling faster and changes no value, but for the last bits. All is on; off is for comparison."""
+
+    context: bool = True
+    """Finished groups are encoded once, and not again at every step, as the released code of GWP-0 does."""
+    first_step: bool = True
+    """They are encoded in the same pass of the model as the first step: it reads its weights once less."""
+    levels: bool = True
+    """What the model makes of the noise levels of a schedule is kept from call to call (`Levels`)."""
+    room: bool = True
+    """Keys and values of the groups that are denoised have their place behind the context: nothing is concatenated."""
+
+
+ALL = Exact()
+
+
+Ready = dict[tuple[Group, bool], tuple[Level, ...]]
+"""By group and whether it is noisy: a level for every step, or the only one of a clean group."""
+
+
+class Levels:
+    """The noise levels of a schedule as a model takes them, made once for all calls.
+
+    They are made anew when the model or the schedule is another than before, or weights were changed in place.
+    """
+
+    def __init__(self) -> None:
+        self._made_for: tuple[Any, ...] = ()
+        self._made: Ready = {}
+
+    def ready(self, model: WorldActionTransformer, sampling: Sampling) -> Ready:
+        """Those that are made already. What is added to them is kept."""
+        made_for = (sampling, *map(_version, model.level_parameters()))
+        if made_for != self._made_for:
+            self._made_for, self._made = made_for, {}
+        return self._made
+
+
+def _version(parameter: Tensor) -> tuple[int, int]:
+    """Another one when the parameter is exchanged, moved or changed in place."""
+    return parameter.untyped_storage()._cdata, 0 if parameter.is_inference() else parameter._version
 
 
 @torch.inference_mode()
@@ -46,41 +96,77 @@ def sample(
     embodiment: Int[Tensor, "B"],
     sampling: Sampling,
     context: Context | None = None,
+    exact: Exact = ALL,
+    levels: Levels | None = None,
 ) -> tuple[dict[Group, Float[Tensor, "B ..."]], Context | None]:
     """Sample the wanted groups: their values, those of the groups that had to be denoised for them, and a
     context of given groups, which may be handed to the next call that is given the same.
 
     `given` are clean groups; those already in `context` are not encoded again. `noise` holds the starting
-    noise of every group that `plan` denoises. Raises ValueError when some is missing, on a context that does not fit
-    what is given, and on one that the table does not let stand because it sees what is not finished.
+    noise of every group that `plan` denoises, and `levels` what earlier calls have made of the schedule. Raises
+    ValueError when some noise is missing, on a context that does not fit what is given, and on one that the table does
+    not let stand because it sees what is not finished.
     """
     stages, values, reusable = plan(table, wanted, given), dict(given), context
     missing = {group for stage in stages for group in stage.denoise} - set(noise)
     if missing:
         raise ValueError(f"table {table.name}: {', '.join(sorted(missing))} must be denoised, but has no noise")
     _require_fitting(context, table, given)
+    items = _Items(model, sampling, (levels or Levels()).ready(model, sampling) if exact.levels else None)
+    carried: frozenset[Group] = frozenset()  # finished, and recomputed at every step all the same
     for stage in stages:
-        new = [group for group in Group if group in stage.encode - set(context.groups if context else ())]
-        if new:
-            clean = [GroupInput(group, values[group], _level(0.0, values[group])) for group in new]
-            context = model.encode(clean, text, embodiment, table, context)
-            reusable = context if set(new) <= set(given) else reusable
-        along = [group for group in Group if group in stage.recompute | stage.denoise]
-        levels = {group: sampling.levels(group) for group in stage.denoise}
+        new = stage.encode - set(context.groups if context else ()) - carried
+        if not exact.context:
+            carried, new = carried | new, frozenset()
         values |= {group: noise[group] for group in stage.denoise}
+        clean = [items.clean(group, values[group]) for group in Group if group in new]
+        if clean and not exact.first_step:
+            context, clean = model.encode(clean, text, embodiment, table, context), []
+        along = [group for group in Group if group in stage.recompute | stage.denoise | carried]
+        seen = context
         for step in range(sampling.num_steps):
-            inputs = [
-                GroupInput(
-                    group,
-                    values[group],
-                    _level(levels[group][step] if group in levels else 0.0, values[group]),
-                )
+            noisy = [
+                items.noisy(group, values[group], step) if group in stage.denoise else items.clean(group, values[group])
                 for group in along
             ]
-            velocities = model(inputs, text, embodiment, table, context)
-            for group, (now, then) in ((g, levels[g][step : step + 2]) for g in levels):
+            if clean and step == 0:
+                context, velocities = model.begin(clean, noisy, text, embodiment, table, context)
+                seen = context
+            else:
+                velocities = model(noisy, text, embodiment, table, seen)
+            if seen and step == 0 and exact.room:
+                seen = seen.with_room(model.tokens(noisy))
+            for group in stage.denoise:
+                now, then = sampling.levels(group)[step : step + 2]
                 values[group] = flow.euler(values[group], velocities[group], now, then)
+        if new and new <= set(given):
+            reusable = context
     return {group: values[group] for group in values if group not in given}, reusable
+
+
+@dataclass(frozen=True)
+class _Items:
+    """Groups as the model takes them, at the noise levels of a schedule."""
+
+    model: WorldActionTransformer
+    sampling: Sampling
+    ready: Ready | None
+
+    def noisy(self, group: Group, value: Float[Tensor, "B ..."], step: int) -> GroupInput:
+        return self._at(group, value, self.sampling.levels(group)[:-1], step, noisy=True)
+
+    def clean(self, group: Group, value: Float[Tensor, "B ..."]) -> GroupInput:
+        return self._at(group, value, (0.0,), 0, noisy=False)
+
+    def _at(
+        self, group: Group, value: Float[Tensor, "B ..."], sigmas: tuple[float, ...], step: int, noisy: bool
+    ) -> GroupInput:
+        if self.ready is None:
+            return GroupInput(group, value, _level(sigmas[step], value))
+        if (group, noisy) not in self.ready:
+            self.ready[group, noisy] = self.model.levels(group, sigmas)
+        level = self.ready[group, noisy][step]
+        return GroupInput(group, value, level.sigma, level)
 
 
 def _require_fitting(context: Context | None, table: Table, given: Mapping[Group, Tensor]) -> None:

@@ -104,13 +104,22 @@ class Context:
     """Encoded clean groups: their keys and values in every layer. A value, never hidden state of a module.
 
     `groups[i]` names the group of the i-th run of tokens along L, `lengths[i]` how many tokens it has.
-    `keys[layer]` and `values[layer]` hold them after normalisation and rotary embedding.
+    `keys[layer]` and `values[layer]` hold them after normalisation and rotary embedding. Behind them there may be room
+    for the tokens that are denoised: whoever made it writes there, and what stands there means nothing to others.
     """
 
     groups: tuple[Group, ...]
     lengths: tuple[int, ...]
     keys: tuple[Float[Tensor, "B N L G"], ...]
     values: tuple[Float[Tensor, "B N L G"], ...]
+
+    def with_room(self, tokens: int) -> Context:
+        """A copy with room for so many tokens behind."""
+
+        def roomy(side: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(torch.cat([x, x.new_empty(*x.shape[:2], tokens, x.shape[3])], dim=2) for x in side)
+
+        return Context(self.groups, self.lengths, roomy(self.keys), roomy(self.values))
 
     @classmethod
     def stack(cls, contexts: Sequence[Context]) -> Context:

@@ -158,8 +158,8 @@ def test_rms_norm_is_the_formula_over_the_full_width_in_float32() -> None:
 
 def test_modulation_is_the_formula_for_one_level_and_for_one_per_token() -> None:
     x, scale, shift = draw(2, 5, 8), draw(2, 5, 8, seed=1), draw(2, 5, 8, seed=2)
-    assert torch.allclose(modulate(x, scale, shift), x * (1 + scale) + shift, atol=1e-6)
-    one = modulate(x, scale[:, :1], shift[:, :1])
+    assert torch.allclose(modulate(x, 1 + scale, shift), x * (1 + scale) + shift, atol=1e-6)
+    one = modulate(x, 1 + scale[:, :1], shift[:, :1])
     assert torch.allclose(one, x * (1 + scale[:, :1]) + shift[:, :1], atol=1e-6)
 
 

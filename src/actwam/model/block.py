@@ -18,27 +18,48 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from actwam.model.config import ExpertConfig, TransformerConfig
+from actwam.model.context import Past, TextPair
 from actwam.model.layers import FeedForward, attend, layer_norm, modulate, rms_norm, rotate
+
+Modulation = tuple[Float[Tensor, "_ _ _"], ...]
+"""(shift, 1 + scale, gate, shift', 1 + scale', gate') of a block, in float32."""
+Run = tuple[int, Modulation]
+"""How many tokens, and their modulation."""
+Runs = tuple[tuple[int, Tensor | Modulation], ...]
+"""How many tokens, and their modulation or the projected noise level that a block makes it of."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """A noise level as one expert takes it, for a whole group (m = 1) or for each of its tokens (m = n).
+
+    `blocks` holds the modulation of every block where that was made beforehand; else each block makes its own.
+    """
+
+    sigma: Float[Tensor, "_ m"]
+    embedded: Float[Tensor, "_ m D"]
+    projected: Float[Tensor, "_ m 6 D"]
+    blocks: tuple[Modulation, ...] = ()
 
 
 @dataclass(frozen=True)
 class Stream:
-    """The tokens of one expert: the residual stream, the modulations and rotary angles of its runs of tokens.
+    """The tokens of one expert: the residual stream, and the noise levels and rotary angles of its runs of tokens.
 
-    `runs` lists (number of tokens, modulation (B, 1 or n, 6, D)): tokens of one group share one noise level.
+    `runs` lists (number of tokens, their noise level): tokens of one group share one.
     """
 
     expert: int
     x: Float[Tensor, "B n D"]
-    runs: tuple[tuple[int, Float[Tensor, "B _ 6 D"]], ...]
+    runs: tuple[tuple[int, Level], ...]
     rope: Tensor
 
     def with_x(self, x: Float[Tensor, "B n D"]) -> Stream:
         return Stream(self.expert, x, self.runs, self.rope)
 
-
-Run = tuple[int, tuple[Float[Tensor, "B _ _"], ...]]
-"""How many tokens, and their (shift, scale, gate, shift', scale', gate')."""
+    def runs_in(self, block: int) -> Runs:
+        """The runs as a block takes them: with its modulation, or with what it makes that of."""
+        return tuple((n, level.blocks[block] if level.blocks else level.projected) for n, level in self.runs)
 
 
 def by_run(
@@ -50,10 +71,6 @@ def by_run(
     lengths = [length for length, _ in runs]
     parts = zip(runs, *(stream.split(lengths, dim=1) for stream in streams), strict=True)
     return torch.cat([apply(modulation, *part) for (_, modulation), *part in parts], dim=1)
-
-
-TextPair = tuple[Float[Tensor, "B N M G"], Float[Tensor, "B N M G"]]
-"""Keys and values of the instruction."""
 
 
 class CrossAttention(nn.Module):
@@ -96,9 +113,14 @@ class ExpertBlock(nn.Module):
         self.norm_ffn = nn.LayerNorm(width, eps, elementwise_affine=False)
         self.ffn = FeedForward(width, expert.ffn_width)
 
-    def modulate_runs(self, stream: Stream) -> tuple[Run, ...]:
-        """The runs of a stream with this block's table added to their modulations, in float32."""
-        return tuple((n, (self.table + modulation.float()).unbind(2)) for n, modulation in stream.runs)
+    def modulation(self, projected: Float[Tensor, "_ m 6 D"]) -> Modulation:
+        """This block's table added to a projected noise level."""
+        shift, scale, gate, *rest = (self.table + projected.float()).unbind(2)
+        return shift, 1 + scale, gate, rest[0], 1 + rest[1], rest[2]
+
+    def modulated(self, runs: Runs) -> tuple[Run, ...]:
+        """The runs with this block's modulations, which may have been made beforehand."""
+        return tuple((n, m if isinstance(m, tuple) else self.modulation(m)) for n, m in runs)
 
     def project(self, stream: Stream, runs: tuple[Run, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of this expert's tokens, (B, N, n, G) each."""
@@ -131,28 +153,29 @@ class Block(nn.Module):
         q, k, v = (torch.cat(side, dim=2) if len(side) > 1 else side[0] for side in zip(*parts, strict=True))
         return q, k, v
 
-    def keys_values(self, streams: Sequence[Stream]) -> tuple[Tensor, Tensor]:
+    def keys_values(self, streams: Sequence[Stream], runs: Sequence[Runs]) -> tuple[Tensor, Tensor]:
         """Keys and values alone: all that is wanted of the last block when groups are encoded."""
-        _, k, v = self.project(streams, [self._expert(s).modulate_runs(s) for s in streams])
+        _, k, v = self.project(streams, [self._expert(s).modulated(r) for s, r in zip(streams, runs, strict=True)])
         return k, v
 
     def forward(
         self,
         streams: Sequence[Stream],
+        runs: Sequence[Runs],
         text: Sequence[TextPair],
-        context: tuple[Tensor, Tensor] | None,
+        past: Past | None,
         mask: Bool[Tensor, "..."] | None,
     ) -> tuple[list[Stream], Tensor, Tensor]:
-        """New streams, and the keys and values of their tokens. `text` holds one pair for each expert."""
-        runs = [self._expert(s).modulate_runs(s) for s in streams]
-        q, new_k, new_v = self.project(streams, runs)
-        k, v = new_k, new_v
-        if context is not None:
-            k, v = torch.cat([context[0], k], dim=2), torch.cat([context[1], v], dim=2)
+        """New streams, and the keys and values of their tokens. `runs` holds, for each stream, how many tokens have
+        which modulation, made or to be made (`Stream.runs_in`), `text` one pair for each expert.
+        """
+        modulated = [self._expert(s).modulated(r) for s, r in zip(streams, runs, strict=True)]
+        q, new_k, new_v = self.project(streams, modulated)
+        k, v = (new_k, new_v) if past is None else past.with_new(new_k, new_v)
         attended = join_heads(attend(q, k, v, mask)).split([s.x.shape[1] for s in streams], dim=1)
         finished = [
             self._expert(s).finish(s, r, part, text[s.expert])
-            for s, r, part in zip(streams, runs, attended, strict=True)
+            for s, r, part in zip(streams, modulated, attended, strict=True)
         ]
         return finished, new_k, new_v
 

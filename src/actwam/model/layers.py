@@ -129,7 +129,7 @@ class NoiseEmbedding(nn.Module):
 
 
 def modulate(
-    x: Float[Tensor, "B n D"], scale: Float[Tensor, "B m D"], shift: Float[Tensor, "B m D"]
+    x: Float[Tensor, "B n D"], factor: Float[Tensor, "_ m D"], shift: Float[Tensor, "_ m D"]
 ) -> Float[Tensor, "B n D"]:
-    """AdaLN: x * (1 + scale) + shift, for one noise level (m = 1) or one per token (m = n)."""
-    return torch.addcmul(shift, x, 1 + scale)
+    """AdaLN: x * factor + shift with factor = 1 + scale, for one noise level (m = 1) or one per token (m = n)."""
+    return torch.addcmul(shift, x, factor)

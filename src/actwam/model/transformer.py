@@ -1,18 +1,20 @@
 """`WorldActionTransformer`: the Wan 2.2 block over groups of tokens, with one expert (GWP-0) or two
 (GWP-0.5).
 
-The same class is a million or six billion parameters. It has four verbs, and none of them depends on
+The same class is a million or six billion parameters. It has six verbs, and none of them depends on
 `self.training`, on call order or on anything set from outside:
 
     text_context(text)                 keys and values of the instruction, reused while it does not change
     encode(inputs, ..., context)       clean groups -> `Context`
     advance(context)                   the same history, seen from a moment later
     forward(inputs, ..., context)      noisy groups -> their velocities; they see the context and each other
+    begin(clean, noisy, ..., context)  `encode` and the first `forward` in one pass
+    levels(group, sigmas)              noise levels, made ready once for all calls
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import cast
@@ -24,8 +26,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from actwam import flow
-from actwam.model.block import Block, CrossAttention, ExpertBlock, Stream
+from actwam.model.block import Block, CrossAttention, ExpertBlock, Level, Stream
 from actwam.model.config import TransformerConfig
+from actwam.model.context import Kept, TextContext
 from actwam.model.layers import FeedForward, NoiseEmbedding, modulate, rotate, step_rope, visual_rope
 from actwam.model.projectors import VectorDecoder, VectorEncoder
 from actwam.tokens import Segment, Table, attention_mask
@@ -40,39 +43,14 @@ class GroupInput:
     """One group as the model takes it.
 
     `value`: latents (B, Z, F, h, w) for visual groups, normalised vectors (B, n, S or A) for state and
-    action. `sigma`: the noise level, (B, 1) for the whole group or (B, n) for each of its tokens.
+    action. `sigma`: the noise level, (B or 1, 1) for the whole group or (B, n) for each of its tokens. `level` is what
+    `WorldActionTransformer.levels` made of sigma, if that was done before.
     """
 
     group: Group
     value: Float[Tensor, "B ..."]
-    sigma: Float[Tensor, "B n"]
-
-
-@dataclass(frozen=True)
-class TextContext:
-    """Cross-attention keys and values of B instructions: for each layer, for each expert, a pair (B, N, M,
-    G).
-    """
-
-    layers: tuple[tuple[tuple[Tensor, Tensor], ...], ...]
-
-    def select(self, rows: Int[Tensor, "b"]) -> TextContext:
-        """The instructions of the given rows, so that a batch encodes each distinct instruction once."""
-        return TextContext(tuple(tuple((k[rows], v[rows]) for k, v in layer) for layer in self.layers))
-
-    @classmethod
-    def stack(cls, contexts: Sequence[TextContext]) -> TextContext:
-        """Instructions that were encoded one by one, as one batch."""
-        if len(contexts) == 1:
-            return contexts[0]
-        layers = zip(*(context.layers for context in contexts), strict=True)
-        pairs = (tuple(zip(*layer, strict=True)) for layer in layers)
-        return cls(
-            tuple(
-                tuple((torch.cat([k for k, _ in expert]), torch.cat([v for _, v in expert])) for expert in layer)
-                for layer in pairs
-            )
-        )
+    sigma: Float[Tensor, "_ _"]
+    level: Level | None = None
 
 
 class Expert(nn.Module):
@@ -85,10 +63,10 @@ class Expert(nn.Module):
         self.head_table = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.head_norm = nn.LayerNorm(width, config.eps, elementwise_affine=False)
 
-    def head(self, x: Float[Tensor, "B n D"], embedded: Float[Tensor, "B m D"]) -> Float[Tensor, "B n D"]:
+    def head(self, x: Float[Tensor, "B n D"], embedded: Float[Tensor, "_ m D"]) -> Float[Tensor, "B n D"]:
         """The last norm, modulated by (shift, scale) = head_table + the embedded noise level."""
         shift, scale = self.head_table[0] + embedded.float(), self.head_table[1] + embedded.float()
-        return modulate(self.head_norm(x), scale, shift).to(self.head_table.dtype)
+        return modulate(self.head_norm(x), 1 + scale, shift).to(self.head_table.dtype)
 
 
 class WorldActionTransformer(nn.Module):
@@ -148,19 +126,48 @@ class WorldActionTransformer(nn.Module):
         """Encode groups, looking at the context and at one another, and return the context with them
         appended.
         """
-        inputs, segments, mask = self._arrange(inputs, table, context)
-        streams, _ = self._streams(inputs, embodiment)
-        keys, values = [], []
-        for i, block in enumerate(self.blocks):
-            past = None if context is None else (context.keys[i], context.values[i])
-            if i + 1 < len(self.blocks):
-                streams, k, v = block(streams, text.layers[i], past, mask)
-            else:  # nobody reads the residual stream behind the last keys and values
-                k, v = block.keys_values(streams)
-            keys.append(k if past is None else torch.cat([past[0], k], dim=2))
-            values.append(v if past is None else torch.cat([past[1], v], dim=2))
-        groups, lengths = tuple(s.group for s in segments), tuple(s.length for s in segments)
-        return Context(groups, lengths, tuple(keys), tuple(values))
+        kept, _ = self._pass(inputs, text, embodiment, table, context, keep=[item.group for item in inputs])
+        return kept.context()
+
+    def begin(
+        self,
+        clean: Sequence[GroupInput],
+        noisy: Sequence[GroupInput],
+        text: TextContext,
+        embodiment: Int[Tensor, "B"],
+        table: Table,
+        context: Context | None = None,
+    ) -> tuple[Context, dict[Group, Float[Tensor, "B ..."]]]:
+        """`encode` the clean groups and call `forward` with the noisy ones, in one pass: the weights are read once.
+
+        Exact where no clean group sees a noisy one, as everywhere that a context can be kept.
+        """
+        inputs, keep = [*clean, *noisy], [item.group for item in clean]
+        kept, velocities = self._pass(inputs, text, embodiment, table, context, keep=keep)
+        return kept.context(), velocities
+
+    @torch.no_grad()
+    def levels(self, group: Group, sigmas: Sequence[float]) -> tuple[Level, ...]:
+        """What the parts of the model make of noise levels of a group, each for a whole batch. Not for training."""
+        index = self.config.expert_of(group)
+        blocks = [cast("ExpertBlock", block.experts[index]) for block in self.blocks]
+        sigma = torch.tensor(sigmas, device=self.patch_head.bias.device)[:, None, None]
+        return tuple(
+            replace(level, blocks=tuple(block.modulation(level.projected) for block in blocks))
+            for level in (self._level(index, one) for one in sigma)
+        )
+
+    def level_parameters(self) -> list[nn.Parameter]:
+        """What `levels` depends on."""
+        tables = [cast("ExpertBlock", expert).table for block in self.blocks for expert in block.experts]
+        return [*tables, *(parameter for expert in self.experts for parameter in expert.noise.parameters())]
+
+    def tokens(self, inputs: Iterable[GroupInput]) -> int:
+        """How many tokens they are."""
+        return sum(len(self._rope(item)) for item in inputs)
+
+    def _level(self, expert: int, sigma: Float[Tensor, "_ m"]) -> Level:
+        return Level(sigma, *self.experts[expert].noise(sigma))
 
     def advance(self, context: Context, moments: int = 1) -> Context:
         """Encoded history as it is seen `moments` later, when it stands that much further in the past.
@@ -190,24 +197,48 @@ class WorldActionTransformer(nn.Module):
         looks at its tokens there. With `recompute_activations` only what goes into a block is kept for the backward
         pass, which computes the rest of it again: the same gradients for less memory and about a third more time.
         """
+        _, velocities = self._pass(
+            inputs, text, embodiment, table, context, valid=valid, recompute_activations=recompute_activations
+        )
+        return velocities
+
+    def _pass(
+        self,
+        inputs: Sequence[GroupInput],
+        text: TextContext,
+        embodiment: Int[Tensor, "B"],
+        table: Table,
+        context: Context | None,
+        *,
+        keep: Sequence[Group] = (),
+        valid: Mapping[Group, Bool[Tensor, "B ..."]] | None = None,
+        recompute_activations: bool = False,
+    ) -> tuple[Kept, dict[Group, Float[Tensor, "B ..."]]]:
+        """All blocks: what is kept of the groups to `keep`, and the velocities of the others."""
         inputs, segments, mask = self._arrange(inputs, table, context)
-        streams, embedded = self._streams(inputs, embodiment)
+        streams = self._streams(inputs, embodiment)
+        kept = Kept(context, segments[len(segments) - len(inputs) :], keep)
         if valid:
             mask = _with_absent(mask, segments, valid)
         for i, block in enumerate(self.blocks):
-            past = None if context is None else (context.keys[i], context.values[i])
-            if recompute_activations:
+            runs, past = [stream.runs_in(i) for stream in streams], kept.past(i)
+            if i + 1 == len(self.blocks) and len(keep) == len(inputs):
+                kept.append(*block.keys_values(streams, runs))  # nobody reads the residual stream behind them
+            elif recompute_activations:
                 streams, _, _ = checkpoint(
-                    block, streams, text.layers[i], past, mask, use_reentrant=False, preserve_rng_state=False
+                    block, streams, runs, text.layers[i], past, mask, use_reentrant=False, preserve_rng_state=False
                 )
             else:
-                streams, _, _ = block(streams, text.layers[i], past, mask)
+                streams, k, v = block(streams, runs, text.layers[i], past, mask)
+                kept.append(k, v)
         hidden = [part for s in streams for part in s.x.split([length for length, _ in s.runs], dim=1)]
-        return {
-            item.group: self._velocity(item, part, embedded[item.group], embodiment)
-            for item, part in zip(inputs, hidden, strict=True)
-            if item.group is not Group.STATE
+        levels = [level for s in streams for _, level in s.runs]
+        velocities: dict[Group, Tensor] = {
+            item.group: self._velocity(item, part, level.embedded, embodiment)
+            for item, part, level in zip(inputs, hidden, levels, strict=True)
+            if item.group is not Group.STATE and item.group not in keep
         }
+        return kept, velocities
 
     def _arrange(
         self, inputs: Sequence[GroupInput], table: Table, context: Context | None
@@ -218,24 +249,19 @@ class WorldActionTransformer(nn.Module):
         first_query = 0 if context is None else len(context.groups)
         return inputs, segments, _mask(table, segments, first_query, inputs[0].value.device)
 
-    def _streams(
-        self, inputs: Sequence[GroupInput], embodiment: Tensor
-    ) -> tuple[list[Stream], dict[Group, Float[Tensor, "B m D"]]]:
-        """The residual streams of all experts that have tokens here, and the embedded noise level of every
-        group.
-        """
-        streams, embedded = [], {}
-        for index, expert in enumerate(self.experts):
+    def _streams(self, inputs: Sequence[GroupInput], embodiment: Tensor) -> list[Stream]:
+        """The residual streams of all experts that have tokens here."""
+        streams = []
+        for index in range(len(self.experts)):
             members = [item for item in inputs if self.config.expert_of(item.group) == index]
             if not members:
                 continue
-            tokens, runs = [self._embed(item, embodiment).float() for item in members], []
-            for item, token in zip(members, tokens, strict=True):
-                embedded[item.group], modulation = expert.noise(item.sigma)
-                runs.append((token.shape[1], modulation))
+            tokens = [self._embed(item, embodiment).float() for item in members]
+            levels = [item.level or self._level(index, item.sigma) for item in members]
+            runs = tuple((token.shape[1], level) for token, level in zip(tokens, levels, strict=True))
             rope = torch.cat([self._rope(item) for item in members])
-            streams.append(Stream(index, torch.cat(tokens, dim=1), tuple(runs), rope))
-        return streams, embedded
+            streams.append(Stream(index, torch.cat(tokens, dim=1), runs, rope))
+        return streams
 
     def _embed(self, item: GroupInput, embodiment: Tensor) -> Float[Tensor, "B n D"]:
         value = item.value.to(self.patch_embedding.weight.dtype)
@@ -259,7 +285,7 @@ class WorldActionTransformer(nn.Module):
         self,
         item: GroupInput,
         x: Float[Tensor, "B n D"],
-        embedded: Float[Tensor, "B m D"],
+        embedded: Float[Tensor, "_ m D"],
         embodiment: Tensor,
     ) -> Float[Tensor, "B ..."]:
         hidden = self.experts[self.config.expert_of(item.group)].head(x, embedded)
@@ -275,7 +301,7 @@ class WorldActionTransformer(nn.Module):
         )  # fmt: skip
 
     def _skip(
-        self, noisy: Float[Tensor, "B n c"], output: Float[Tensor, "B n c"], sigma: Float[Tensor, "B _"]
+        self, noisy: Float[Tensor, "B n c"], output: Float[Tensor, "B n c"], sigma: Float[Tensor, "_ _"]
     ) -> Float[Tensor, "B n c"]:
         """The velocity of tokens, in float32, from what the network puts out for them."""
         if not self.config.precondition:
