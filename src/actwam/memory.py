@@ -26,7 +26,7 @@ from actwam.model.config import TransformerConfig
 from actwam.model.transformer import TextContext, WorldActionTransformer
 from actwam.sampler import Sampling, look_back, sample
 from actwam.tokens import NEVER_NOISY, Table
-from actwam.types import Context, Group
+from actwam.types import Context, Group, Memory
 
 RESERVE = 0.05
 """Of everything else, for workspaces of kernels and for holes between what is allocated."""
@@ -251,13 +251,14 @@ def acting_need(
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         stand_in(model, device)
-        values = {group: torch.empty(shape) for group, shape in tokens.shapes(config, batch).items()}
+        shaped = {group: torch.empty(shape) for group, shape in tokens.shapes(config, batch).items()}
         instruction = torch.empty(batch, config.text_tokens, config.text_width)
         robots = torch.zeros(batch, dtype=torch.long)
-    given = [*model.parameters(), *values.values(), instruction, robots]
+    given = [*model.parameters(), *shaped.values(), instruction, robots]
     with torch.no_grad(), Ledger(given) as ledger:
         embedded = model.text_context(instruction)
         kept = instructions * ledger.alive // batch
+        values = {group: torch.empty_like(value) for group, value in shaped.items()}  # what is seen, felt and drawn
         memory, context = _looked_back(model, table, values.get(Group.HISTORY), embedded, robots)
         sample(
             model,
@@ -289,12 +290,12 @@ def _looked_back(
     history: Float[Tensor, "B Z R h w"] | None,
     text: TextContext,
     robots: Int[Tensor, "B"],
-) -> tuple[Context | None, Context | None]:
-    """The context of the longest memory that a policy is handed, and of the history that it makes of it."""
+) -> tuple[Memory | None, Context | None]:
+    """The longest memory that a policy is handed, and the context of the history that it makes of it."""
     if history is None:
         return None, None
-    memory = look_back(model, table, history[:, :, :-1], text, robots, None) if history.shape[2] > 1 else None
-    return memory, look_back(model, table, history, text, robots, memory)
+    before = look_back(model, table, history[:, :, :-1], text, robots, None) if history.shape[2] > 1 else None
+    return Memory("", history.clone(), before), look_back(model, table, history, text, robots, before)
 
 
 def with_reserve(need: Need, device: torch.device) -> Need:

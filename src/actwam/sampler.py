@@ -69,13 +69,16 @@ class Levels:
 
     def __init__(self) -> None:
         self._made_for: tuple[Any, ...] = ()
+        self._weights: list[torch.UntypedStorage] = []  # kept, so that no others ever stand at their addresses
         self._made: Ready = {}
 
     def ready(self, model: WorldActionTransformer, sampling: Sampling) -> Ready:
         """Those that are made already. What is added to them is kept."""
-        made_for = (sampling, *map(_version, model.level_parameters()))
+        parameters = model.level_parameters()
+        made_for = (sampling, *map(_version, parameters))
         if made_for != self._made_for:
             self._made_for, self._made = made_for, {}
+            self._weights = [parameter.untyped_storage() for parameter in parameters]
         return self._made
 
 
