@@ -13,6 +13,8 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from actwam.bench.latency import time_policies
+from actwam.bench.shapes import Shape, random_observation, random_policy
 from actwam.data.loader import Window
 from actwam.data.transforms import t_layout
 from actwam.model.config import one_expert, two_experts
@@ -20,7 +22,6 @@ from actwam.provenance import provenance
 from actwam.recipes.families import FAMILIES
 from actwam.recipes.metaworld import compare
 from actwam.sampler import Sampling
-from actwam.study.latency import acting_latency
 from actwam.train.compute import parameters
 from actwam.train.config import Recipe
 
@@ -56,7 +57,10 @@ def main() -> None:
     results = {}
     for experts in EXPERTS:
         recipes = {family: recipe(family, experts) for family in FAMILIES}
-        latencies = acting_latency(recipes, device=given.device, repeats=REPEATS, warmup=WARMUP)
+        shapes = {family: Shape.of(each) for family, each in recipes.items()}
+        policies = {family: random_policy(shape, device=given.device) for family, shape in shapes.items()}
+        observation = random_observation(shapes["ACTION_CENTERED"].robot)
+        latencies = time_policies(policies, [observation], repeats=REPEATS, warmup=WARMUP)
         fastest = latencies["ACTION_CENTERED"].p50
         rows = {
             family: {**latency.to_json(), "times_action_centered": latency.p50 / fastest}

@@ -98,7 +98,19 @@ def test_numbers_come_as_json(folder: Path, policy: Path, tmp_path: Path, capsys
         ("check", heldout, "--constant", "center"),
         ("eval", policy, *TASKS, "--episodes", 1, "--max-steps", 8),
         ("imagine", policy, heldout, "--windows", 2, "--out", tmp_path / "imagined"),
-        ("latency", policy, heldout, "--repeats", 2, "--warmup", 1),
+        (
+            "bench",
+            policy,
+            "tiny",
+            "--precision",
+            "fp32",
+            "--repeats",
+            2,
+            "--warmup",
+            1,
+            "--out",
+            tmp_path / "bench.json",
+        ),
     )
     for command in commands:
         capsys.readouterr()

@@ -31,7 +31,7 @@ ALLOWED = {
     "serve": "types data policy",
     "sim": "types data",
     "world": "types tokens flow data policy",
-    "bench": "types tokens data policy",
+    "bench": "types tokens model sampler data checkpoint policy recipes train.config",
     "recipes": f"{LOWER} train.config train.grow sim.robot",
     "provenance": "",
     "console": "",
@@ -41,7 +41,7 @@ ALLOWED = {
     "study": f"{MIDDLE} provenance labels",
     "report": f"{MIDDLE} provenance study",
     "demo": f"{MIDDLE} provenance report",
-    "commands": f"{MIDDLE} convert parity doctor report demo console inverse labels study",
+    "commands": f"{MIDDLE} provenance convert parity doctor report demo console inverse labels study",
     "cli": "commands console",
 }
 

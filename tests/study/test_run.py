@@ -16,7 +16,6 @@ import torch
 from actwam.commands.study import study
 from actwam.study.cell import Workshop, run_cell
 from actwam.study.grid import SCALES, study_of
-from actwam.study.latency import acting_latency
 from actwam.study.records import FILE, Records
 from actwam.study.run import Programme, run_programme
 
@@ -92,20 +91,6 @@ def test_nonsense_is_refused_before_anything_is_made(tmp_path: Path, changes: di
     with pytest.raises(ValueError, match=message):
         run_programme(replace(usual, **changes))
     assert not (tmp_path / "out").exists()
-
-
-def test_untrained_policies_are_timed() -> None:
-    entries = study_of("families", SCALES["smoke"]).entries
-    recipes = {entry.label: entry.cells[0].recipe() for entry in entries}
-    latencies = acting_latency(recipes, repeats=2, warmup=1)
-    recipe = recipes["ACTION_CENTERED"]
-    actions, future = recipe.window.action_horizon, 24 * len(recipe.window.future_offsets)
-    expected = dict.fromkeys(recipes, actions) | dict.fromkeys(
-        ("JOINT", "JOINT_HISTORY", "VIDEO_FIRST"), actions + future
-    )
-    expected["BIDIRECTIONAL"] = 24 + 1 + actions + future
-    assert {name: latency.tokens_denoised for name, latency in latencies.items()} == expected
-    assert all(latency.p50 > 0 for latency in latencies.values())
 
 
 def test_a_worker_ends_with_who_started_it(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ done. A policy that looks back is handed its memory from call to call, as in an 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,17 +20,20 @@ from actwam.policy import Policy
 from actwam.tokens import JOINT, NEVER_NOISY, Stage, plan, tokens_denoised
 from actwam.types import Group, Memory, Observation
 
+Memories = list[Memory | None]
+
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one call over `n` calls, the tokens that pass through the model at every Euler step,
-    and what it ran on."""
+    """Milliseconds of one call over `n` calls, each with `batch` observations, the tokens of one of them that pass
+    through the model at every Euler step, and what it ran on."""
 
     p50: float
     p95: float
     p99: float
     mean: float
     n: int
+    batch: int
     tokens_denoised: int
     threads: int
     device: str
@@ -49,13 +52,13 @@ def measure_latency(
     cases = {_name(policy, lengths): policy}
     if Group.FUTURE in lengths:
         cases |= {"joint": replace(policy, table=JOINT)}
-    return time_policies(cases, observation, repeats=repeats, warmup=warmup)
+    return time_policies(cases, [observation], repeats=repeats, warmup=warmup)
 
 
 def time_policies(
-    policies: Mapping[str, Policy], observation: Observation, *, repeats: int, warmup: int
+    policies: Mapping[str, Policy], observations: Sequence[Observation], *, repeats: int, warmup: int
 ) -> dict[str, Latency]:
-    """Time acting of several policies on one observation, by name.
+    """Time acting of several policies on the same observations, all in one call, by name.
 
     They take turns, so that a machine that gets slower or faster meanwhile does it to all. Raises ValueError when there
     is nothing to repeat.
@@ -63,15 +66,13 @@ def time_policies(
     if repeats < 1 or warmup < 1:
         raise ValueError(f"latency needs at least one repeat and one warm-up call, not {repeats} and {warmup}")
     times: dict[str, list[float]] = {name: [] for name in policies}
-    memories: dict[str, Memory | None] = dict.fromkeys(policies)
+    memories: dict[str, Memories] = {name: [None] * len(observations) for name in policies}
     for call in range(warmup + repeats):
         for name, policy in policies.items():
-            elapsed, memories[name] = _time_act(policy, observation, call, memories[name])
+            elapsed, memories[name] = _time_act(policy, observations, call, memories[name])
             if call >= warmup:
                 times[name].append(elapsed)
-    return {
-        name: _summary(policy, times[name], group_lengths(policy, observation)) for name, policy in policies.items()
-    }
+    return {name: _summary(policy, times[name], observations) for name, policy in policies.items()}
 
 
 def group_lengths(policy: Policy, observation: Observation) -> dict[Group, int]:
@@ -105,29 +106,33 @@ def _name(policy: Policy, lengths: Mapping[Group, int]) -> str:
 
 
 def _time_act(
-    policy: Policy, observation: Observation, seed: int, memory: Memory | None
-) -> tuple[float, Memory | None]:
+    policy: Policy, observations: Sequence[Observation], call: int, memories: Memories
+) -> tuple[float, Memories]:
     """Milliseconds of one call, with the device idle before and after, and what it remembers."""
-    _wait_for(policy.device)
+    seeds = range(call * len(observations), (call + 1) * len(observations))
+    wait_for(policy.device)
     start = time.perf_counter()
-    _, (after,) = policy.act_batch([observation], [seed], [memory])
-    _wait_for(policy.device)
+    _, after = policy.act_batch(observations, seeds, memories)
+    wait_for(policy.device)
     return 1e3 * (time.perf_counter() - start), after
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until it has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _summary(policy: Policy, times: list[float], lengths: Mapping[Group, int]) -> Latency:
+def _summary(policy: Policy, times: list[float], observations: Sequence[Observation]) -> Latency:
     p50, p95, p99 = (float(value) for value in np.percentile(times, [50, 95, 99]))
+    lengths = group_lengths(policy, observations[0])
     return Latency(
         p50=p50,
         p95=p95,
         p99=p99,
         mean=float(np.mean(times)),
         n=len(times),
+        batch=len(observations),
         tokens_denoised=tokens_denoised(_stages(policy, lengths), lengths),
         threads=torch.get_num_threads(),
         device=torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else policy.device.type,

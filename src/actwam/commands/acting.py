@@ -121,36 +121,3 @@ def imagine(
     result = imagine_dataset(loaded, held_out, windows=windows, seed=seed, out=out)
     print_numbers(result.to_json(), as_json=as_json)
     return 0
-
-
-def latency(
-    policy: Positional[Path],
-    dataset: Positional[Path],
-    *,
-    repeats: int = 50,
-    warmup: int = 5,
-    device: str = "cpu",
-    precision: Precision = "auto",
-    as_json: Json = False,
-) -> int:
-    """Time a policy's own decoding against joint decoding of the same weights, in milliseconds a call.
-
-    Args:
-        policy: A checkpoint, or the folder of a training run.
-        dataset: A dataset of its robot, for an observation.
-        repeats: Timed calls of each.
-        warmup: Calls before them.
-        device: Where the model runs.
-        precision: What it computes in; auto is what its weights are stored in.
-        as_json: Print the percentiles as JSON.
-    """
-    from actwam.bench.latency import measure_latency
-    from actwam.data.dataset import LeRobotDataset
-    from actwam.world.imagine import observation_at
-
-    recorded = LeRobotDataset.open(dataset)
-    loaded = load_policy(policy, device, precision, recorded.robot_type)
-    observation = observation_at(recorded, loaded.robot, 0, 0)
-    cases = measure_latency(loaded, observation, repeats=repeats, warmup=warmup)
-    print_numbers({name: case.to_json() for name, case in cases.items()}, as_json=as_json)
-    return 0

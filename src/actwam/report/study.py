@@ -21,46 +21,21 @@ from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from actwam.report.labels import place_labels, spread
 from actwam.report.study_tables import tables
+from actwam.report.style import COLOURS, INK, MARKERS, PAPER, SOFT, WIDTH, write_png
 
-INK, SOFT, LINE, PAPER = "#1c1f24", "#5f6672", "#e2e3e0", "#ffffff"
-COLOURS = ("#2563c9", "#c26a12", "#8a4fc0", "#24794a")
-"""Those of the report page. Each comes with a marker of its own, for who cannot tell the colours apart."""
-MARKERS = ("o", "D", "s", "^")
 TASK_DOT = "#b4b9c1"
-WIDTH, DPI = 8.0, 200
-"""Inches; 1600 pixels wide, shown at half of that on most pages."""
 STANDINGS = {"samples": "same samples", "compute": "same compute"}
 NEEDED = ("label", "standing", "success", "per_task", "per_seed")
 MEASURES = {"success": ("success", "{:.0%}"), "psnr": ("PSNR (dB)", "{:.2f}"), "ssim": ("SSIM", "{:.3f}")}
 """What the axis calls a measure, and how its numbers are written. PSNR and SSIM are of the imagined future."""
 SPANS = {"psnr": 1.0, "ssim": 0.05}
 """The least that an axis shows, so that what differs little looks it."""
-
-_STYLE: dict[Any, Any] = {
-    "font.size": 11,
-    "text.color": INK,
-    "axes.labelcolor": SOFT,
-    "axes.edgecolor": LINE,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": LINE,
-    "grid.linewidth": 0.8,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 10.5,
-    "savefig.facecolor": PAPER,
-}
 
 Cell = Mapping[str, Any]
 
@@ -77,10 +52,7 @@ class Look(NamedTuple):
 def write_figure(results: Mapping[str, Any], path: Path) -> None:
     """Draw the study as a PNG. Raises ValueError naming the study and the cell where something is missing."""
     _check(results)
-    with rc_context(_STYLE):
-        figure = FIGURES[results["study"]](results)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    write_png(lambda: FIGURES[results["study"]](results), path)
 
 
 def markdown(results: Mapping[str, Any]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from actwam.report.page import NONE, duration, percent, plain
+from actwam.report.markdown import NONE, count, measured_with, number, table
+from actwam.report.page import duration, percent, plain
 
 Cell = Mapping[str, Any]
 MEASURES = {"success": "success (percentage points)", "psnr": "PSNR (dB)", "ssim": "SSIM"}
@@ -27,16 +28,16 @@ def tables(results: Mapping[str, Any]) -> str:
         found = "; ".join(f"{name.replace('_', ' ')}: {_paper(value)}" for name, value in results["paper"].items())
         parts.append(f"The paper, with other robots, tasks and sizes: {found}.")
     if results.get("provenance"):
-        parts.append(_provenance(results["provenance"]))
+        parts.append(measured_with(results["provenance"]))
     return "\n\n".join(parts) + "\n"
 
 
 def _labels(errors: Mapping[str, Any]) -> str:
     """How far inferred actions were off, dimension by dimension."""
-    rows = [[name, f"{e['rmse']:.3g}", f"{e['baseline_rmse']:.3g}", _number(e["r2"], ".3f")]
+    rows = [[name, f"{e['rmse']:.3g}", f"{e['baseline_rmse']:.3g}", number(e["r2"], ".3f")]
             for name, e in errors["dimensions"].items()]  # fmt: skip
     said = f"Inferred actions of {errors['episodes']} held-out episodes, {errors['frames']} frames"
-    return f"{said}:\n\n" + _table(["action", "RMSE", "of the mean action", "R2"], rows)
+    return f"{said}:\n\n" + table(["action", "RMSE", "of the mean action", "R2"], rows)
 
 
 def _cells(cells: Sequence[Cell]) -> str:
@@ -48,18 +49,18 @@ def _cells(cells: Sequence[Cell]) -> str:
         "n": lambda c: str(c["success"]["n"]),
         "crashes": lambda c: str(c["success"]["crashes"]),
         "each training seed": lambda c: ", ".join(percent(rate) for rate in c["per_seed"]),
-        "tokens denoised": lambda c: _number(c.get("tokens_denoised"), "d"),
-        "latency p50 (ms)": lambda c: _number(c.get("latency_ms_p50"), ".1f"),
-        "PSNR (dB)": lambda c: _number(c.get("psnr"), ".2f"),
-        "SSIM": lambda c: _number(c.get("ssim"), ".3f"),
-        "parameters": lambda c: _count(c.get("parameters")),
-        "samples": lambda c: _count(c.get("samples")),
-        "FLOPs": lambda c: _number(c.get("flops"), ".2e"),
+        "tokens denoised": lambda c: number(c.get("tokens_denoised"), "d"),
+        "latency p50 (ms)": lambda c: number(c.get("latency_ms_p50"), ".1f"),
+        "PSNR (dB)": lambda c: number(c.get("psnr"), ".2f"),
+        "SSIM": lambda c: number(c.get("ssim"), ".3f"),
+        "parameters": lambda c: count(c.get("parameters")),
+        "samples": lambda c: count(c.get("samples")),
+        "FLOPs": lambda c: number(c.get("flops"), ".2e"),
         "training": lambda c: NONE if c.get("seconds") is None else duration(float(c["seconds"])),
     }
     rows = [[write(cell) for write in columns.values()] for cell in cells]
     kept = [i for i in range(len(columns)) if any(row[i] != NONE for row in rows)]
-    return _table([list(columns)[i] for i in kept], [[row[i] for i in kept] for row in rows])
+    return table([list(columns)[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 _STANDING = {"samples": "samples", "compute": "compute", "both": "samples, compute"}
@@ -75,7 +76,7 @@ def _per_task(cells: Sequence[Cell]) -> str:
             for s in scores
         ]
         rows.append([cell["label"], _STANDING[cell["standing"]], *found])
-    return _table(["cell", "same as the reference", *tasks], rows)
+    return table(["cell", "same as the reference", *tasks], rows)
 
 
 def _differences(differences: Sequence[Mapping[str, Any]]) -> str:
@@ -92,7 +93,7 @@ def _differences(differences: Sequence[Mapping[str, Any]]) -> str:
                 rows.append([*where, MEASURES[measure], mean, f"{low} to {high}", pairs, found["verdict"]])
                 notes[found["note"]] = None
     header = ["cell", "same as the reference", "less", "of", "difference", "95% interval", "pairs", "verdict"]
-    return "\n\n".join([_table(header, rows), *(f"{note[0].upper()}{note[1:]}." for note in notes if note)])
+    return "\n\n".join([table(header, rows), *(f"{note[0].upper()}{note[1:]}." for note in notes if note)])
 
 
 def _signed(difference: int | float, measure: str) -> str:
@@ -112,7 +113,7 @@ def _laws(laws: Sequence[Mapping[str, Any]]) -> str:
         for w in laws
     ]
     header = ["failure rate = a / demonstrations^b", "same as the reference", "a", "b", "95% interval of b"]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _multipliers(multipliers: Sequence[Mapping[str, Any]]) -> str:
@@ -124,28 +125,14 @@ def _multipliers(multipliers: Sequence[Mapping[str, Any]]) -> str:
                 m["cell"],
                 m["reference"],
                 percent(m["success"]),
-                _number(m["value"], ".3g"),
+                number(m["value"], ".3g"),
                 ends,
                 m["verdict"],
                 m["note"],
             ]
         )
     header = ["cell", "against", "to reach", "times fewer demonstrations", "95% interval", "verdict", "note"]
-    return _table(header, rows)
-
-
-def _provenance(provenance: Mapping[str, Any]) -> str:
-    """Commits, machine, versions and date in one line, as far as they are known."""
-    machine, versions = provenance.get("machine", {}), provenance.get("versions", {})
-    commit, trained = provenance.get("commit"), provenance.get("commits", ())
-    parts = [
-        f"cells of commit {', '.join(name[:12] + name[40:] for name in trained)}" if trained else None,
-        f"commit {commit[:12]}{' with changes' if provenance.get('dirty') else ''}" if commit else "commit unknown",
-        machine.get("gpu") or machine.get("cpu"),
-        ", ".join(f"{name} {number}" for name, number in versions.items()),
-        provenance.get("date"),
-    ]
-    return f"Measured with {'; '.join(part for part in parts if part)}."
+    return table(header, rows)
 
 
 def _paper(value: Any) -> str:
@@ -155,22 +142,5 @@ def _paper(value: Any) -> str:
     return plain(value)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-
-
 def _interval(low: float, high: float) -> str:
     return f"{percent(low)} to {percent(high)}"
-
-
-def _number(value: int | float | None, form: str) -> str:
-    return NONE if value is None else format(value, form)
-
-
-def _count(value: int | None) -> str:
-    """1234567 -> "1.23 M"."""
-    if value is None:
-        return NONE
-    size, unit = next(((s, u) for s, u in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if value >= s), (1, ""))
-    return f"{value / size:.3g}{unit}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from actwam.bench.latency import time_policies
+from actwam.bench.shapes import Shape, random_observation, random_policy
 from actwam.provenance import provenance
 from actwam.study.grid import Entry, Study
-from actwam.study.latency import acting_latency
 from actwam.study.power_law import data_multiplier, fit_power_laws
 from actwam.study.records import Records
 from actwam.study.statistics import Episodes, paired_difference, paired_difference_values
@@ -50,9 +51,13 @@ def summarise(study: Study, records: Records, scale: Mapping[str, Any]) -> dict[
 
 
 def add_latency(study: Study, finding: dict[str, Any], device: str) -> None:
-    """Add to the entries of a finding how long acting takes and how many tokens it denoises, all timed in one run."""
-    recipes = {entry.label: entry.cells[0].recipe() for entry in study.entries}
-    latencies = acting_latency(recipes, device=device)
+    """Add to the entries of a finding how long acting takes and how many tokens it denoises, all timed in one run, with
+    random weights.
+    """
+    shapes = {entry.label: Shape.of(entry.cells[0].recipe()) for entry in study.entries}
+    policies = {label: random_policy(shape, device=device) for label, shape in shapes.items()}
+    observation = random_observation(next(iter(shapes.values())).robot)
+    latencies = time_policies(policies, [observation], repeats=50, warmup=10)
     for point in finding["cells"]:
         latency = latencies[point["label"]]
         point |= {"latency_ms_p50": latency.p50, "latency": latency.to_json()}
