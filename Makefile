@@ -22,12 +22,12 @@ install: .venv/ready
 	@$(BIN)/actwam doctor --fix
 	@touch $@
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt packages/actwam-runner/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "ActWAM needs Python 3.11 or newer, and $(PYTHON) is not: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Installing ActWAM and its pinned requirements into .venv: some minutes the first time"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]" -e packages/actwam-runner
 	@touch $@
 
 demo: install
@@ -45,5 +45,5 @@ tests: install
 	@$(BIN)/python -m pytest $(ARGS)
 
 clean:
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .venv build dist src/*.egg-info packages/*/src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests packages -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "actwam"
 
 # module or package: what it may import of ours. "train.config" allows that file of `train` only.
 LOWER = "types tokens flow objective model sampler data checkpoint policy memory"
-MIDDLE = f"{LOWER} train serve sim world bench recipes"
+MIDDLE = f"{LOWER} train serve sim world bench deploy recipes"
 ALLOWED = {
     "types": "",
     "tokens": "types",
@@ -32,6 +32,7 @@ ALLOWED = {
     "sim": "types data",
     "world": "types tokens flow data policy",
     "bench": "types tokens model sampler data checkpoint policy recipes train.config",
+    "deploy": "types tokens model sampler data checkpoint policy",
     "recipes": f"{LOWER} train.config train.grow sim.robot",
     "provenance": "",
     "console": "",

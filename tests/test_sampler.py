@@ -187,10 +187,11 @@ def test_levels_are_kept_until_weights_or_schedule_change() -> None:
         made.append(group)
         return make(group, sigmas)
 
-    def acting(**options: Any) -> Tensor:
+    def acting(sampling: Sampling = tiny.SAMPLING) -> Tensor:
         made.clear()
-        kept = draw(model, ACTION_CENTERED, [ACT], levels=levels, **options)[0][ACT]
-        assert torch.equal(kept, draw(model, ACTION_CENTERED, [ACT], levels=Levels(), **options)[0][ACT])
+        options: dict[str, Any] = {"sampling": sampling}
+        kept = draw(model, ACTION_CENTERED, [ACT], levels=levels.ready(model, sampling), **options)[0][ACT]
+        assert torch.equal(kept, draw(model, ACTION_CENTERED, [ACT], **options)[0][ACT])
         return kept
 
     with pytest.MonkeyPatch.context() as patch:
@@ -198,7 +199,7 @@ def test_levels_are_kept_until_weights_or_schedule_change() -> None:
         first = acting()
         assert sorted(made) == sorted(2 * [OBS, STATE, ACT])
         assert torch.equal(first, acting())
-        assert sorted(made) == sorted([OBS, STATE, ACT])  # by the new `Levels` alone
+        assert sorted(made) == sorted([OBS, STATE, ACT])  # by the call alone that was handed none
         other = acting(sampling=replace(tiny.SAMPLING, num_steps=2))
         assert len(made) == 6
         assert largest_difference({ACT: first}, {ACT: other}) > 1e-3

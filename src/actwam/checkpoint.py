@@ -114,14 +114,19 @@ def save(
                 if tensors is not None:
                     (partial / name).parent.mkdir(exist_ok=True)
                     _write_tensors(partial / f"{name}.safetensors", tensors)
-            _write_json(partial / "manifest.json", _hashes(partial))
-            for path in partial.rglob("*"):
-                _flush(path)
+            write_manifest(partial)
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"{folder}: the checkpoint could not be written: {error}; free disk space and resume"
         ) from error
     _flush(folder.parent)
+
+
+def write_manifest(folder: Path) -> None:
+    """Write the hash of every file in it to its `manifest.json`, and ask the disk to keep all of them."""
+    _write_json(folder / "manifest.json", _hashes(folder))
+    for path in folder.rglob("*"):
+        _flush(path)
 
 
 def load(folder: Path) -> Checkpoint:

@@ -23,6 +23,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "label": labelling.label,
     "eval": acting.evaluate,
     "imagine": acting.imagine,
+    "package": acting.package,
     "bench": bench.bench,
     "study": study.study,
     "report": machine.report,

@@ -12,7 +12,7 @@ what was asked before. One that looks back is handed its memory, and returns the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -331,18 +331,18 @@ class Policy:
             self.checkpoint.model,
             self.table,
             given=encoded.given,
-            noise=self._noise(noisy, encoded, seeds),
+            noise=self.noise(noisy, encoded, seeds),
             wanted=wanted,
             text=encoded.text,
             embodiment=self._embodiment(len(seeds)),
             sampling=self.checkpoint.sampling,
             context=encoded.context,
             exact=self.exact,
-            levels=self._levels,
+            levels=self._levels.ready(self.checkpoint.model, self.checkpoint.sampling),
         )
         return values
 
-    def _noise(self, groups: set[Group], encoded: Encoded, seeds: Sequence[int]) -> dict[Group, Tensor]:
+    def noise(self, groups: Collection[Group], encoded: Encoded, seeds: Sequence[int]) -> dict[Group, Tensor]:
         """Noise that belongs to (seed, group): adding a group or a neighbour in the batch changes no other
         noise. Raises ValueError when a future is asked for that the window does not have.
         """

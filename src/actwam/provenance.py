@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("actwam", "torch", "numpy", "metaworld", "mujoco", "av", "diffusers", "transformers")
+PACKAGES = ("actwam", "torch", "numpy", "metaworld", "mujoco", "av", "diffusers", "transformers", "openvino")
 
 
 def provenance() -> dict[str, Any]:

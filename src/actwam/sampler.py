@@ -100,22 +100,22 @@ def sample(
     sampling: Sampling,
     context: Context | None = None,
     exact: Exact = ALL,
-    levels: Levels | None = None,
+    levels: Ready | None = None,
 ) -> tuple[dict[Group, Float[Tensor, "B ..."]], Context | None]:
     """Sample the wanted groups: their values, those of the groups that had to be denoised for them, and a
     context of given groups, which may be handed to the next call that is given the same.
 
-    `given` are clean groups; those already in `context` are not encoded again. `noise` holds the starting
-    noise of every group that `plan` denoises, and `levels` what earlier calls have made of the schedule. Raises
-    ValueError when some noise is missing, on a context that does not fit what is given, and on one that the table does
-    not let stand because it sees what is not finished.
+    `given` are clean groups; those already in `context` are not encoded again. `noise` holds the starting noise of
+    every group that `plan` denoises, and `levels` what earlier calls have made of the schedule, to which is added what
+    this one makes. Raises ValueError when some noise is missing, on a context that does not fit what is given, and on
+    one that the table does not let stand because it sees what is not finished.
     """
     stages, values, reusable = plan(table, wanted, given), dict(given), context
     missing = {group for stage in stages for group in stage.denoise} - set(noise)
     if missing:
         raise ValueError(f"table {table.name}: {', '.join(sorted(missing))} must be denoised, but has no noise")
     _require_fitting(context, table, given)
-    items = _Items(model, sampling, (levels or Levels()).ready(model, sampling) if exact.levels else None)
+    items = _Items(model, sampling, ({} if levels is None else levels) if exact.levels else None)
     carried: frozenset[Group] = frozenset()  # finished, and recomputed at every step all the same
     for stage in stages:
         new = stage.encode - set(context.groups if context else ()) - carried

@@ -17,6 +17,7 @@ from actwam.model.layers import (
     modulate,
     rms_norm,
     rotate,
+    rotate_written_out,
     step_rope,
     visual_rope,
 )
@@ -133,6 +134,11 @@ def test_rotation_keeps_lengths_and_position_zero_changes_nothing() -> None:
     assert torch.allclose(turned.norm(dim=-1), x.norm(dim=-1), atol=1e-5)
     assert torch.equal(turned[:, :, 0], x[:, :, 0])
     assert rotate(x.bfloat16(), step_rope(0, 5, 12, CPU)).dtype == torch.float32
+
+
+def test_rotation_written_out_is_the_same() -> None:
+    x, rope = draw(2, 2, 6, 24), visual_rope(0, 1, 2, 3, 24, CPU)
+    assert torch.allclose(rotate(x, rope), rotate_written_out(x, rope), atol=1e-6)
 
 
 def test_angles_first_made_while_acting_serve_training() -> None:

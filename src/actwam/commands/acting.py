@@ -1,4 +1,4 @@
-"""What a trained policy can do: `eval`, `imagine`, `latency`."""
+"""What a trained policy can do: `eval`, `imagine`, `package`."""
 
 from __future__ import annotations
 
@@ -120,4 +120,20 @@ def imagine(
     loaded = load_policy(policy, device, precision, held_out.robot_type)
     result = imagine_dataset(loaded, held_out, windows=windows, seed=seed, out=out)
     print_numbers(result.to_json(), as_json=as_json)
+    return 0
+
+
+def package(policy: Positional[Path], *, instructions: tuple[str, ...], out: Path, robot: str | None = None) -> int:
+    """Write a policy as a folder that acts with OpenVINO and numpy alone (packages/actwam-runner).
+
+    Args:
+        policy: A checkpoint, or the folder of a training run.
+        instructions: What it will be asked to do; it will know no other.
+        out: Folder to write.
+        robot: Of a checkpoint for several robots, which one.
+    """
+    from actwam.deploy.package import write_package
+
+    write_package(load_policy(policy, "cpu", "fp32", robot), instructions, out)
+    print(out)
     return 0

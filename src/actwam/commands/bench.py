@@ -8,6 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from actwam.commands.acting import load_policy
 from actwam.commands.options import Json
 from actwam.console import progress_bars, stdout
 
@@ -59,7 +60,7 @@ def bench(
     versions: dict[str, Policy]
     for name in policies:
         if Path(name).is_dir():
-            versions = {p: Policy.load(name, robot=robot, device=device, precision=p) for p in precision}
+            versions = {p: load_policy(Path(name), device, p, robot) for p in precision}
         else:
             shape = shape_named(name, layers)
             versions = {p: random_policy(shape, device=device, dtype=DTYPES[p]) for p in precision}

@@ -116,7 +116,7 @@ class Normalizer:
 
     def __post_init__(self) -> None:
         _require_known(self.mode, self.constant)
-        self._affine  # noqa: B018 - an impossible range is refused now, not at the first call
+        self.affine  # noqa: B018 - an impossible range is refused now, not at the first call
 
     def normalize(self, values: Array) -> Array:
         """Robot units to the model's range, over the last axis. Float32, or float64 for float64.
@@ -124,13 +124,13 @@ class Normalizer:
         Raises ValueError on another width, NaN or Inf.
         """
         values = self._checked(values, "normalize")
-        center, scale, moves = (_like(row, values) for row in self._affine)
+        center, scale, moves = (_like(row, values) for row in self.affine)
         return (values - center) / scale * moves
 
     def denormalize(self, values: Array) -> Array:
         """The inverse of `normalize`: the model's range to robot units. Raises ValueError as that does."""
         values = self._checked(values, "denormalize")
-        center, scale, moves = (_like(row, values) for row in self._affine)
+        center, scale, moves = (_like(row, values) for row in self.affine)
         return values * moves * scale + center
 
     def to_json(self) -> dict[str, Any]:
@@ -146,10 +146,10 @@ class Normalizer:
     @property
     def still(self) -> Bool[np.ndarray, "D"]:
         """True for the dimensions that never moved, which are held at their constant."""
-        return self._affine[2] == 0
+        return self.affine[2] == 0
 
     @cached_property
-    def _affine(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def affine(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Center, scale, and 1 where the dimension moves, 0 where it is held at its constant."""
         stats = self.stats
         low, high = np.array(stats.min), np.array(stats.max)

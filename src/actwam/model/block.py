@@ -52,7 +52,7 @@ class Stream:
     expert: int
     x: Float[Tensor, "B n D"]
     runs: tuple[tuple[int, Level], ...]
-    rope: Tensor
+    rope: Float[Tensor, "n _ 2"]
 
     def with_x(self, x: Float[Tensor, "B n D"]) -> Stream:
         return Stream(self.expert, x, self.runs, self.rope)

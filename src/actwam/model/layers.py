@@ -20,7 +20,8 @@ ROPE_THETA = 10_000.0
 def visual_rope(
     first_frame: int, frames: int, height: int, width: int, head_width: int, device: torch.device
 ) -> Tensor:
-    """3-D rotary embedding of a grid of visual tokens, frame by frame, row by row: (F*h*w, head_width / 2) complex.
+    """3-D rotary embedding of a grid of visual tokens, frame by frame, row by row: cosines and sines,
+    (F*h*w, head_width / 2, 2).
 
     The head is split over time, row and column in the ratio of Wan: `head_width - 4 * (head_width // 6)` for time and
     `2 * (head_width // 6)` each for row and column. The present frame stands at time 0, the past before it.
@@ -29,26 +30,39 @@ def visual_rope(
     axes = (torch.arange(first_frame, first_frame + frames), torch.arange(height), torch.arange(width))
     grid = torch.cartesian_prod(*axes).double()
     widths = (head_width - 2 * side, side, side)
-    return torch.cat([_angles(place, n) for place, n in zip(grid.T, widths, strict=True)], dim=1).to(device)
+    return torch.cat([_turns(place, n) for place, n in zip(grid.T, widths, strict=True)], dim=1).to(device)
 
 
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)
 def step_rope(first_step: int, steps: int, head_width: int, device: torch.device) -> Tensor:
-    """1-D rotary embedding over the whole head. The state stands at step 0, actions at 1..K: (n, head_width / 2)."""
-    return _angles(torch.arange(first_step, first_step + steps).double(), head_width).to(device)
+    """1-D rotary embedding over the whole head. The state stands at step 0, actions at 1..K: (n, head_width / 2, 2)."""
+    return _turns(torch.arange(first_step, first_step + steps).double(), head_width).to(device)
 
 
-def _angles(place: Float[Tensor, "n"], width: int) -> Tensor:
-    """Unit complex numbers (n, width / 2) at angles place / theta^(2i / width), computed in float64."""
+def _turns(place: Float[Tensor, "n"], width: int) -> Float[Tensor, "n _ 2"]:
+    """Cosines and sines (n, width / 2, 2) of the angles place / theta^(2i / width), computed in float64."""
     angle = torch.outer(place, ROPE_THETA ** -(torch.arange(0, width, 2, dtype=torch.float64) / width))
-    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+    return torch.stack([angle.cos(), angle.sin()], dim=-1).float()
 
 
-def rotate(x: Float[Tensor, "... G"], rope: Tensor) -> Float[Tensor, "... G"]:
-    """Turn neighbouring pairs of channels by the angles of `rope` (..., G/2), in float32."""
+def rotate(x: Float[Tensor, "... G"], rope: Float[Tensor, "... g 2"]) -> Float[Tensor, "... G"]:
+    """Turn neighbouring pairs of channels by the angles of `rope` (..., G/2, 2), in float32.
+
+    A product of complex numbers: eager PyTorch multiplies them faster than it does the same written out. Compilers and
+    exporters know none, and are given it written out.
+    """
+    if torch.compiler.is_compiling():
+        return rotate_written_out(x, rope)
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rope).flatten(-2)
+    return torch.view_as_real(pairs * torch.view_as_complex(rope)).flatten(-2)
+
+
+def rotate_written_out(x: Float[Tensor, "... G"], rope: Float[Tensor, "... g 2"]) -> Float[Tensor, "... G"]:
+    """The same turn in real numbers."""
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = rope.unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
 
 
 def rms_norm(x: Float[Tensor, "... i"], weight: Float[Tensor, "... i"], eps: float) -> Float[Tensor, "... i"]:
