@@ -31,7 +31,7 @@ ALLOWED = {
     "serve": "types data policy",
     "sim": "types data",
     "world": "types tokens flow data policy",
-    "bench": "types tokens model sampler data checkpoint policy recipes train.config",
+    "bench": "types tokens model sampler data checkpoint memory policy recipes train.config",
     "deploy": "types tokens model sampler data checkpoint policy",
     "recipes": f"{LOWER} train.config train.grow sim.robot",
     "provenance": "",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from actwam.bench.latency import group_lengths
-from actwam.bench.shapes import SHAPES, Shape, random_observation, random_policy, shape_named
+from actwam.bench.shapes import SHAPES, Shape, need, random_observation, random_policy, shape_named
 from actwam.recipes import metaworld
 from actwam.train.compute import parameters
 from actwam.types import Group
@@ -80,3 +80,12 @@ def test_a_recipe_that_starts_from_a_checkpoint_has_no_shape_of_its_own() -> Non
     recipe = replace(metaworld.laptop(), codec=None, start=Path("somewhere"))
     with pytest.raises(ValueError, match="starts from a checkpoint: time that"):
         Shape.of(recipe)
+
+
+@pytest.mark.parametrize(("name", "layers", "least", "most"), [("gwp05", 1, 4e9, 6e9), ("tiny", None, 13e6, 1e9)])
+def test_what_a_shape_needs_is_known_before_it_is_made(
+    name: str, layers: int | None, least: float, most: float
+) -> None:
+    shape = shape_named(name, layers)
+    assert least < need(shape).total < most
+    assert need(shape, dtype=torch.bfloat16).weights * 2 == need(shape).weights

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from actwam.commands.study import study
+from actwam.data.partial import locked
 from actwam.study.cell import Workshop, run_cell
 from actwam.study.grid import SCALES, study_of
 from actwam.study.records import FILE, Records
@@ -68,6 +69,12 @@ def test_a_cell_run_again_gives_the_same(done: Path) -> None:
     assert {**again, "seconds": None} == {**recorded, "seconds": None}
     assert all(recorded["seconds"].values())
     assert again["seconds"] == {"train": None, "evaluate": None}  # it found all done: its seconds say nothing
+
+
+def test_two_programmes_do_not_write_the_same_results(done: Path) -> None:
+    programme = Programme(studies=("mask",), scale="smoke", folder=done, results=done, processes=1)
+    with locked(done), pytest.raises(ValueError, match="another process is writing it now"):
+        run_programme(programme)
 
 
 def test_what_others_trained_is_not_mixed_in(done: Path) -> None:

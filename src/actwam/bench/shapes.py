@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from actwam.checkpoint import Checkpoint
 from actwam.data.embodiment import Embodiment
 from actwam.data.loader import Window
 from actwam.data.transforms import RobotTransform, ViewLayout, fit_normalizers, layout_of
+from actwam.memory import Encoding, Need, Tokens, acting_need, size_of
 from actwam.model.codec import Codec, PatchPCACodec, read_codec
 from actwam.model.config import TransformerConfig, two_experts
 from actwam.model.text import HashedWords, TextEncoder
@@ -154,6 +156,31 @@ def shape_named(name: str, layers: int | None = None) -> Shape:
     return shape if layers is None else replace(shape, model=replace(shape.model, layers=layers))
 
 
+def need(shape: Shape, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Need:
+    """The memory that `random_policy` and acting with it take, but for what the codec allocates while it encodes."""
+    with torch.device("meta"):
+        codec = {} if shape.codec else _wan_tensors()
+    side = shape.codec.patch if shape.codec else WAN_CODEC["scale_factor_spatial"]
+    stride = 1 if shape.codec else WAN_CODEC["scale_factor_temporal"]
+    tokens = Tokens(
+        grid=(shape.layout.height // side, shape.layout.width // side),
+        future_frames=shape.window.latent_frames(stride),
+        actions=shape.window.action_horizon,
+        history=len(shape.window.history_offsets),
+    )
+    encoding = Encoding(grid=tokens.grid, time_stride=stride, weights=size_of(codec.values()), activations=0)
+    return acting_need(
+        shape.model,
+        shape.table,
+        tokens,
+        dtype=dtype,
+        device=torch.device(device),
+        sampling=shape.sampling,
+        codec=encoding,
+        instructions=1,
+    )
+
+
 def random_policy(shape: Shape, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Policy:
     """A policy whose every layer shapes its actions. The same weights, but rounded, in every dtype."""
     place, robot = torch.device(device), shape.robot
@@ -201,9 +228,16 @@ def random_observation(robot: Embodiment, seed: int = 0) -> Observation:
 
 def _codec(shape: Shape) -> Codec:
     if shape.codec is None:
-        from diffusers import AutoencoderKLWan
-
-        return read_codec({"kind": "wan", "config": WAN_CODEC}, AutoencoderKLWan.from_config(WAN_CODEC).state_dict())
+        return read_codec({"kind": "wan", "config": WAN_CODEC}, _wan_tensors())
     size = FIT_ON, shape.layout.height, shape.layout.width, 3
     pictures = torch.from_numpy(np.random.default_rng(0).integers(0, 256, size, np.uint8))
     return PatchPCACodec.fit(pictures, patch=shape.codec.patch, channels=shape.codec.channels)
+
+
+def _wan_tensors() -> dict[str, Tensor]:
+    """Random ones. Raises ValueError without diffusers."""
+    try:
+        from diffusers import AutoencoderKLWan
+    except ImportError as error:
+        raise ValueError('the official shapes need diffusers: pip install "actwam[wan]"') from error
+    return AutoencoderKLWan.from_config(WAN_CODEC).state_dict()

@@ -44,9 +44,9 @@ def bench(
     """
     import torch
 
-    from actwam.bench.shapes import random_policy, shape_named
+    from actwam.bench.shapes import need, random_policy, shape_named
     from actwam.bench.ways import Settings, time_ways
-    from actwam.memory import device_of
+    from actwam.memory import device_of, require
     from actwam.model.files import DTYPES
     from actwam.policy import Policy
     from actwam.provenance import provenance
@@ -63,7 +63,10 @@ def bench(
             versions = {p: load_policy(Path(name), device, p, robot) for p in precision}
         else:
             shape = shape_named(name, layers)
-            versions = {p: random_policy(shape, device=device, dtype=DTYPES[p]) for p in precision}
+            versions = {}
+            for p in precision:
+                require(need(shape, device=device, dtype=DTYPES[p]), device_of(device))
+                versions[p] = random_policy(shape, device=device, dtype=DTYPES[p])
         with progress_bars() as progress:
             found[name] = time_ways(versions, settings, progress)
     results = {"policies": found, "device": device, "threads": torch.get_num_threads(), "provenance": provenance()}

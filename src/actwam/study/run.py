@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from actwam.data.partial import locked
 from actwam.memory import device_of
 from actwam.model.files import read_json
 from actwam.provenance import provenance
@@ -82,9 +83,17 @@ class Programme:
 def run_programme(programme: Programme) -> list[dict[str, Any]]:
     """Run what is not recorded yet, write `<study>.json` for every study, and return their contents.
 
-    Raises ValueError as `Programme.plan` does, before anything is collected or trained.
+    Raises ValueError as `Programme.plan` does, before anything is collected or trained, and when another programme is
+    writing the same results.
     """
-    studies, records = programme.plan(), Records(programme.results)
+    studies = programme.plan()
+    programme.results.mkdir(parents=True, exist_ok=True)
+    with locked(programme.results):
+        return _run(programme, studies)
+
+
+def _run(programme: Programme, studies: Sequence[Study]) -> list[dict[str, Any]]:
+    records = Records(programme.results)
     pending = {cell.key: cell for cell in _cells(studies) if cell not in records}
     workshop = Workshop(programme.folder, programme.device, programme.progress)
     _prepare(pending.values(), workshop, programme.threads)
