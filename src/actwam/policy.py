@@ -28,7 +28,7 @@ from actwam.memory import Need, Tokens, acting_need, device_of, encoding
 from actwam.model.files import DTYPES, Precision
 from actwam.model.transformer import TextContext
 from actwam.sampler import ALL, Exact, Levels, look_back, sample
-from actwam.tokens import Table, plan
+from actwam.tokens import Table, denoised, plan
 from actwam.types import ActionChunk, Context, Group, Memory, Observation
 
 TEXTS = 8
@@ -326,7 +326,7 @@ class Policy:
     def _sample(
         self, encoded: Encoded, wanted: Iterable[Group], seeds: Sequence[int]
     ) -> dict[Group, Float[Tensor, "B ..."]]:
-        noisy = {group for stage in plan(self.table, wanted, encoded.given) for group in stage.denoise}
+        noisy = denoised(plan(self.table, wanted, encoded.given))
         values, _ = sample(
             self.checkpoint.model,
             self.table,

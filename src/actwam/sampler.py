@@ -14,7 +14,7 @@ from torch import Tensor
 from actwam import flow
 from actwam.model.block import Level
 from actwam.model.transformer import GroupInput, TextContext, WorldActionTransformer
-from actwam.tokens import MAY_BE_ABSENT, Table, plan
+from actwam.tokens import MAY_BE_ABSENT, Table, denoised, plan
 from actwam.types import Context, Group
 
 
@@ -111,7 +111,7 @@ def sample(
     one that the table does not let stand because it sees what is not finished.
     """
     stages, values, reusable = plan(table, wanted, given), dict(given), context
-    missing = {group for stage in stages for group in stage.denoise} - set(noise)
+    missing = denoised(stages) - set(noise)
     if missing:
         raise ValueError(f"table {table.name}: {', '.join(sorted(missing))} must be denoised, but has no noise")
     _require_fitting(context, table, given)

@@ -226,6 +226,11 @@ def plan(table: Table, wanted: Iterable[Group], given: Iterable[Group]) -> tuple
     return tuple(stages)
 
 
+def denoised(stages: Sequence[Stage]) -> frozenset[Group]:
+    """The groups that need noise to start from."""
+    return frozenset[Group]().union(*(stage.denoise for stage in stages))
+
+
 def tokens_denoised(stages: Sequence[Stage], lengths: Mapping[Group, int]) -> int:
     """Tokens that pass through the model at every denoising step, summed over the stages: the cost of
     sampling.

@@ -62,7 +62,7 @@ def test_cases_take_turns_on_the_same_weights(monkeypatch: pytest.MonkeyPatch) -
 
 def test_percentiles_leave_out_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     times: Iterator[float] = iter([900.0, 900.0, *(float(i // 2) for i in range(2, 204))])
-    monkeypatch.setattr(latency, "_time_act", lambda policy, observation, seed, memory: (next(times), None))
+    monkeypatch.setattr(latency, "_time", lambda act, call, device: next(times))
     found = measure_latency(tiny_policy(), observation(), repeats=101, warmup=1)
     assert (found["joint"].p50, found["joint"].p95, found["joint"].p99) == (51.0, 96.0, 100.0)
     assert found["joint"].mean == pytest.approx(51.0)

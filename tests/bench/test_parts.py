@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from actwam.bench.parts import REST, time_parts
-from actwam.bench.ways import RELEASED
+from actwam.bench.ways import NOTHING
 from actwam.policy import Policy
 from actwam.sampler import Exact
 
@@ -28,7 +28,7 @@ def policy() -> Policy:
     [
         (Exact(), {"context and first step": 1, "steps": STEPS - 1}),
         (Exact(first_step=False), {"context": 1, "steps": STEPS}),
-        (RELEASED.exact, {"steps": STEPS}),
+        (NOTHING, {"steps": STEPS}),
     ],
 )
 def test_a_call_has_these_parts(exact: Exact, expected: dict[str, int]) -> None:

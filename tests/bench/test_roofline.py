@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from actwam.bench.roofline import Product, Rates, _Products, floor, measure_rates, products_of
-from actwam.bench.ways import JOINTLY, RELEASED
+from actwam.bench.ways import JOINTLY, NOTHING
 from actwam.policy import Policy
 from actwam.sampler import Exact
 
@@ -56,8 +56,8 @@ def test_what_is_kept_between_calls_is_not_counted() -> None:
 
     fewest = flops(own)
     assert fewest == flops(own)
-    assert fewest < flops(replace(own, exact=Exact(levels=False))) < flops(RELEASED.of(own))
-    assert all(fewest < flops(way.of(own)) for way in JOINTLY)
+    assert fewest < flops(replace(own, exact=Exact(levels=False))) < flops(replace(own, exact=NOTHING))
+    assert all(fewest < flops(replace(own, table=table)) for table in JOINTLY.values())
 
 
 def test_rates_are_measured() -> None:

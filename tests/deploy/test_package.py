@@ -14,6 +14,8 @@ import pytest
 import tiny
 import torch
 
+from actwam.bench.shapes import INSTRUCTION
+from actwam.bench.ways import PACKAGED, Settings, time_ways
 from actwam.checkpoint import save
 from actwam.cli import COMMANDS
 from actwam.deploy.package import write_package
@@ -136,7 +138,7 @@ def test_a_damaged_package_is_refused(
     with pytest.raises(ValueError, match=message):
         Runner(copy)
     with pytest.raises(ValueError, match="precision is fp32 or bf16"):
-        Runner(package, precision="fp8")  # type: ignore[arg-type]
+        Runner(package, precision="fp8")
 
 
 def test_what_cannot_be_packaged_leaves_nothing(tmp_path: Path) -> None:
@@ -157,3 +159,13 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     code = COMMANDS["package"](tmp_path / "checkpoint", instructions=("push the square",), out=out, robot="robot_0")
     assert code == 0
     assert Runner(out, threads=1).instructions == ("push the square",)
+
+
+def test_it_is_timed_beside_the_policy(tmp_path: Path) -> None:
+    made = policy()
+    write_package(made, [INSTRUCTION], tmp_path / "package")
+    runners = {"fp32": Runner(tmp_path / "package", threads=1)}
+    found = time_ways({"fp32": made}, Settings(batches=(1, 2), repeats=2, warmup=1), lambda *_: None, runners)
+    (case,) = [case for case in found["cases"] if case["way"] == PACKAGED]
+    assert case["latency"]["batch"] == 1
+    assert case["deviation"] < 1e-2

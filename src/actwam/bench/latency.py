@@ -9,7 +9,7 @@ done. A policy that looks back is handed its memory from call to call, as in an 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,8 +19,6 @@ import torch
 from actwam.policy import Policy
 from actwam.tokens import JOINT, NEVER_NOISY, Stage, plan, tokens_denoised
 from actwam.types import Group, Memory, Observation
-
-Memories = list[Memory | None]
 
 
 @dataclass(frozen=True)
@@ -58,21 +56,41 @@ def measure_latency(
 def time_policies(
     policies: Mapping[str, Policy], observations: Sequence[Observation], *, repeats: int, warmup: int
 ) -> dict[str, Latency]:
-    """Time acting of several policies on the same observations, all in one call, by name.
+    """Time acting of several policies on the same observations, all in one call, by name. Raises as `take_turns`."""
+    acts = {name: acting(policy, observations) for name, policy in policies.items()}
+    device = next(iter(policies.values())).device
+    times = take_turns(acts, device, repeats=repeats, warmup=warmup)
+    return {name: summary(policy, times[name], observations) for name, policy in policies.items()}
 
-    They take turns, so that a machine that gets slower or faster meanwhile does it to all. Raises ValueError when there
-    is nothing to repeat.
+
+Act = Callable[[int], object]
+"""The n-th call of something that acts."""
+
+
+def acting(policy: Policy, observations: Sequence[Observation]) -> Act:
+    """Call after call of an episode in which nothing ever happens: the memory is handed on, the noise is another."""
+    memories: list[Memory | None] = [None] * len(observations)
+
+    def act(call: int) -> None:
+        seeds = range(call * len(observations), (call + 1) * len(observations))
+        memories[:] = policy.act_batch(observations, seeds, memories)[1]
+
+    return act
+
+
+def take_turns(acts: Mapping[str, Act], device: torch.device, *, repeats: int, warmup: int) -> dict[str, list[float]]:
+    """Milliseconds of the calls after the warm-up, by name. A machine that gets slower or faster meanwhile does it to
+    all. Raises ValueError when there is nothing to repeat.
     """
     if repeats < 1 or warmup < 1:
         raise ValueError(f"latency needs at least one repeat and one warm-up call, not {repeats} and {warmup}")
-    times: dict[str, list[float]] = {name: [] for name in policies}
-    memories: dict[str, Memories] = {name: [None] * len(observations) for name in policies}
+    times: dict[str, list[float]] = {name: [] for name in acts}
     for call in range(warmup + repeats):
-        for name, policy in policies.items():
-            elapsed, memories[name] = _time_act(policy, observations, call, memories[name])
+        for name, act in acts.items():
+            elapsed = _time(act, call, device)
             if call >= warmup:
                 times[name].append(elapsed)
-    return {name: _summary(policy, times[name], observations) for name, policy in policies.items()}
+    return times
 
 
 def group_lengths(policy: Policy, observation: Observation) -> dict[Group, int]:
@@ -105,16 +123,13 @@ def _name(policy: Policy, lengths: Mapping[Group, int]) -> str:
     return "action_only" if denoised == {Group.ACTION} else policy.table.name.lower()
 
 
-def _time_act(
-    policy: Policy, observations: Sequence[Observation], call: int, memories: Memories
-) -> tuple[float, Memories]:
-    """Milliseconds of one call, with the device idle before and after, and what it remembers."""
-    seeds = range(call * len(observations), (call + 1) * len(observations))
-    wait_for(policy.device)
+def _time(act: Act, call: int, device: torch.device) -> float:
+    """Milliseconds of one call, with the device idle before and after."""
+    wait_for(device)
     start = time.perf_counter()
-    _, after = policy.act_batch(observations, seeds, memories)
-    wait_for(policy.device)
-    return 1e3 * (time.perf_counter() - start), after
+    act(call)
+    wait_for(device)
+    return 1e3 * (time.perf_counter() - start)
 
 
 def wait_for(device: torch.device) -> None:
@@ -123,7 +138,8 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _summary(policy: Policy, times: list[float], observations: Sequence[Observation]) -> Latency:
+def summary(policy: Policy, times: list[float], observations: Sequence[Observation]) -> Latency:
+    """Of the times of this policy's calls with these observations."""
     p50, p95, p99 = (float(value) for value in np.percentile(times, [50, 95, 99]))
     lengths = group_lengths(policy, observations[0])
     return Latency(

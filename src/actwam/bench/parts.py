@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from actwam.bench.latency import Memories, wait_for
+from actwam.bench.latency import acting, wait_for
 from actwam.policy import Policy
 from actwam.types import Observation
 
@@ -25,11 +25,11 @@ def time_parts(
     The device is waited for at the ends of every part, so that on a GPU the sum is more than a call takes otherwise.
     """
     calls: list[dict[str, list[float]]] = []
-    memories: Memories = [None] * len(observations)
+    act = acting(policy, observations)
     for call in range(warmup + repeats):
         start = time.perf_counter()
         with _watched(policy) as spent:
-            _, memories = policy.act_batch(observations, [call] * len(observations), memories)
+            act(call)
         total = 1e3 * (time.perf_counter() - start)
         spent[REST] = [total - sum(sum(each) for each in spent.values())]
         calls.append(spent)

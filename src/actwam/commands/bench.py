@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
 from actwam.commands.acting import load_policy
 from actwam.commands.options import Json
 from actwam.console import progress_bars, stdout
+
+if TYPE_CHECKING:
+    from actwam.policy import Policy
 
 
 def bench(
@@ -24,6 +29,7 @@ def bench(
     warmup: int = 5,
     threads: int | None = None,
     device: str = "cpu",
+    package: bool = False,
     out: Path | None = None,
     as_json: Json = False,
 ) -> int:
@@ -39,6 +45,7 @@ def bench(
         warmup: Calls before them.
         threads: Of the CPU; as many as PyTorch chooses if not given.
         device: Where the model runs.
+        package: Also its package for OpenVINO (`actwam package`), which takes minutes to write.
         out: Write the results here as JSON, and a figure beside it as PNG.
         as_json: Print the results as JSON.
     """
@@ -48,27 +55,26 @@ def bench(
     from actwam.bench.ways import Settings, time_ways
     from actwam.memory import device_of, require
     from actwam.model.files import DTYPES
-    from actwam.policy import Policy
     from actwam.provenance import provenance
     from actwam.report.bench import markdown, write_figure
 
     if threads is not None:
         torch.set_num_threads(threads)
-    device_of(device)
+    place = device_of(device)
     settings = Settings(batches=batch, repeats=repeats, warmup=warmup)
     found = {}
-    versions: dict[str, Policy]
     for name in policies:
-        if Path(name).is_dir():
-            versions = {p: load_policy(Path(name), device, p, robot) for p in precision}
-        else:
-            shape = shape_named(name, layers)
-            versions = {}
-            for p in precision:
-                require(need(shape, device=device, dtype=DTYPES[p]), device_of(device))
+        versions: dict[str, Policy] = {}
+        for p in precision:
+            if Path(name).is_dir():
+                versions[p] = load_policy(Path(name), device, p, robot)
+            else:
+                shape = shape_named(name, layers)
+                require(need(shape, device=device, dtype=DTYPES[p]), place)
                 versions[p] = random_policy(shape, device=device, dtype=DTYPES[p])
-        with progress_bars() as progress:
-            found[name] = time_ways(versions, settings, progress)
+        with progress_bars() as progress, TemporaryDirectory() as folder:
+            runners = _runners(versions, Path(folder) / "package", threads) if package else {}
+            found[name] = time_ways(versions, settings, progress, runners)
     results = {"policies": found, "device": device, "threads": torch.get_num_threads(), "provenance": provenance()}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -76,3 +82,20 @@ def bench(
         write_figure(results, out.with_suffix(".png"))
     print(json.dumps(results, indent=2)) if as_json else stdout.print(markdown(results), markup=False, soft_wrap=True)
     return 0
+
+
+def _runners(versions: Mapping[str, Policy], folder: Path, threads: int | None) -> dict[str, Any]:
+    """Write the package of a policy and compile it in its precisions. Raises ValueError without fp32, without the
+    runner, and as `write_package`.
+    """
+    from actwam.bench.shapes import INSTRUCTION
+    from actwam.deploy.package import write_package
+
+    if "fp32" not in versions:
+        raise ValueError("a package is written from a policy in fp32: add it to --precision")
+    try:
+        from actwam_runner import Runner
+    except ImportError as error:
+        raise ValueError("packages are run by actwam-runner: pip install packages/actwam-runner") from error
+    write_package(versions["fp32"], [INSTRUCTION], folder)
+    return {precision: Runner(folder, precision=precision, threads=threads) for precision in versions}

@@ -20,7 +20,7 @@ from actwam.data.transforms import Resample, Slot
 from actwam.model.context import TextContext
 from actwam.policy import Policy
 from actwam.sampler import Ready, sample
-from actwam.tokens import plan
+from actwam.tokens import denoised, plan
 from actwam.types import Group
 
 
@@ -95,8 +95,7 @@ class Request(nn.Module):
         self.layout, self.widths = layout, (robot.state_width, len(embodiment.action_names))
         self.resize = nn.ModuleList(Resize(embodiment.image_size, slot, layout.resample) for slot in layout.slots)
         self.given = [Group.OBSERVATION, *([Group.STATE] if embodiment.state_names else [])]
-        stages = plan(policy.table, [Group.ACTION], self.given)
-        self.denoised = [group for group in Group if any(group in stage.denoise for stage in stages)]
+        self.denoised = sorted(denoised(plan(policy.table, [Group.ACTION], self.given)))
         reference = torch.zeros(len(embodiment.state_names), len(embodiment.action_names))
         for i, delta in enumerate(embodiment.delta_mask):
             reference[i : i + 1, i] = float(delta)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import openvino
@@ -27,7 +27,7 @@ class Runner:
         self,
         folder: str | Path,
         *,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: str = "fp32",
         threads: int | None = None,
         device: str = "CPU",
     ) -> None:
