@@ -17,13 +17,14 @@ from PIL import Image
 from study_results import STUDIES
 
 from actwam.report.labels import spread
-from actwam.report.study import _STYLE, FIGURES, markdown, write_figure
+from actwam.report.study import FIGURES, markdown, write_figure
+from actwam.report.style import STYLE
 
 RESULTS = {name: make() for name, make in STUDIES.items()}
 
 
 def drawn(results: dict[str, Any]) -> Figure:
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = FIGURES[results["study"]](results)
         figure.draw_without_rendering()
     return figure

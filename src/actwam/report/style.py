@@ -16,7 +16,7 @@ MARKERS = ("o", "D", "s", "^")
 WIDTH, DPI = 8.0, 200
 """Inches; 1600 pixels wide, shown at half of that on most pages."""
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 11,
     "text.color": INK,
     "axes.labelcolor": SOFT,
@@ -38,7 +38,7 @@ _STYLE: dict[Any, Any] = {
 
 def write_png(draw: Callable[[], Figure], path: Path) -> None:
     """Draw in this style and write `path`, whose folder is made."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = draw()
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=DPI, metadata={"Software": None})
