@@ -242,8 +242,8 @@ def test_every_observation_needs_a_seed() -> None:
 def test_the_noise_of_a_robot_belongs_to_seed_and_group() -> None:
     robot = policy(1)
     encoded = robot.encode(observations(2, 1))
-    both = robot._noise({Group.ACTION, Group.FUTURE}, encoded, [4, 5])
-    alone = robot._noise({Group.ACTION}, encoded, [9, 5])
+    both = robot.noise({Group.ACTION, Group.FUTURE}, encoded, [4, 5])
+    alone = robot.noise({Group.ACTION}, encoded, [9, 5])
     assert torch.equal(both[Group.ACTION][1], alone[Group.ACTION][1])
     assert not torch.equal(both[Group.ACTION][0], alone[Group.ACTION][0])
     assert not both[Group.ACTION][..., 2].any()  # the padded dimension of the smaller robot
@@ -254,7 +254,7 @@ def test_noise_stays_in_padded_dimensions_where_the_weights_were_trained_so() ->
     noisy = policy(1, tiny.checkpoint(model=tiny.model(noisy_padding=True)))
     quiet = policy(1, tiny.checkpoint(model=tiny.model()))
     encoded = quiet.encode(observations(2, 1))
-    with_noise, without = (each._noise({Group.ACTION}, encoded, [4, 5])[Group.ACTION] for each in (noisy, quiet))
+    with_noise, without = (each.noise({Group.ACTION}, encoded, [4, 5])[Group.ACTION] for each in (noisy, quiet))
     assert with_noise[..., 2].all()
     assert not without[..., 2].any()
     assert torch.equal(with_noise[..., :2], without[..., :2])
@@ -264,7 +264,7 @@ def test_action_and_future_start_from_different_noise() -> None:
     """A horizon of 32 makes both of 96 numbers: drawn from one generator, they would be the same."""
     long = tiny.checkpoint(window=Window(action_horizon=32, future_offsets=tiny.OFFSETS))
     robot = policy(0, long)
-    noise = robot._noise({Group.ACTION, Group.FUTURE}, robot.encode(observations(2)), [4, 5])
+    noise = robot.noise({Group.ACTION, Group.FUTURE}, robot.encode(observations(2)), [4, 5])
     action, future = (noise[group].flatten(1) for group in (Group.ACTION, Group.FUTURE))
     assert action.shape == future.shape == (2, 96)
     assert (torch.corrcoef(torch.cat([action, future])) - torch.eye(4)).abs().max() < 0.4

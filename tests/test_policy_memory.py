@@ -60,7 +60,7 @@ def at_once(robot: Policy, past: Sequence[Observation], seen: Observation, seed:
         robot.checkpoint.model,
         robot.table,
         given=given,
-        noise=robot._noise({ACT, Group.FUTURE}, encoded, [seed]),
+        noise=robot.noise({ACT, Group.FUTURE}, encoded, [seed]),
         wanted=[ACT],
         text=encoded.text,
         embodiment=torch.zeros(1, dtype=torch.long),

@@ -48,7 +48,7 @@ def test_a_resize_is_that_of_training_but_for_rounding(
     expected = fit(frames, *slot, resample).astype(int)
     found = Resize(size, Slot("head", 0, 0, *slot), resample)(torch.from_numpy(frames).float()).numpy()
     assert np.abs(found - expected).max() <= (2 if slot > size else 1)
-    assert np.abs(found - expected).mean() < 0.02
+    assert np.abs(found - expected).mean() < (0.1 if slot > size else 0.02)
 
 
 @pytest.mark.parametrize("table", [ACTION_CENTERED, JOINT, VIDEO_FIRST], ids=lambda table: table.name)
