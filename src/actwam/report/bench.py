@@ -92,8 +92,9 @@ def _figure(found: Mapping[str, Any]) -> Figure:
         axes.scatter(p50, range(len(cases)), s=60, c=colours, zorder=3)
         axes.plot(floors, range(len(cases)), linestyle="", marker="|", markersize=11, color=INK, markeredgewidth=2)
         for row, value in enumerate(p50):
+            said = f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
             axes.annotate(
-                f"{value:.3g} ms", (value, row), xytext=(8, 0), textcoords="offset points", va="center",
+                said, (value, row), xytext=(8, 0), textcoords="offset points", va="center",
                 fontsize=9.5, color=colours[row],
             )  # fmt: skip
         axes.set_xscale("log")

@@ -344,7 +344,7 @@ def _families(results: Mapping[str, Any]) -> Figure:
 def _ticks(low: float, high: float) -> list[float]:
     """Round numbers between two places of a logarithmic axis, at least three where there is room for so many."""
     ticks: list[float] = []
-    for digits in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+    for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
         ticks = [digit * 10.0**power for power in range(-2, 7) for digit in digits]
         ticks = [tick for tick in ticks if low <= _log(tick) <= high]
         if len(ticks) > 2:
