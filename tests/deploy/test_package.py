@@ -72,6 +72,17 @@ def test_other_families_and_robots_are_packaged_too(tmp_path: Path) -> None:
     assert np.abs(found - expected).max() < 1e-2 * np.abs(expected).max()
 
 
+def test_a_robot_that_feels_nothing_is_packaged_too(tmp_path: Path) -> None:
+    made = policy()
+    made = replace(made, robot=tiny.transform(tiny.robot(0, state_names=())))
+    write_package(made, tiny.INSTRUCTIONS, tmp_path / "numb")
+    seen = replace(SEEN, state=np.zeros(0, np.float32))
+    noise = {"action": made.noise([Group.ACTION], made.encode([seen]), [5])[Group.ACTION].numpy()}
+    expected = made.act(seen, seed=5).actions
+    found = Runner(tmp_path / "numb", threads=1).act(seen.images, seen.state, seen.instruction, noise=noise)
+    assert np.abs(found - expected).max() < 1e-2 * np.abs(expected).max()
+
+
 def test_it_says_what_it_is(runner: Runner) -> None:
     robot = tiny.robot()
     assert set(runner.cameras) == set(robot.cameras.values())

@@ -52,8 +52,11 @@ def write_package(policy: Policy, instructions: Sequence[str], folder: Path) -> 
     with partial_folder(folder) as partial, torch.no_grad(), _without_telemetry():
         request(*example)  # makes, outside of the trace, what is kept from call to call
         model = openvino.convert_model(torch.export.export(request, example, strict=False))
-        for put, name in zip(model.inputs, _names(policy, request), strict=True):
+        names, (images, state, text, noise) = _names(policy, request), example
+        for put, name in zip(model.inputs, names, strict=True):
             put.get_tensor().set_names({name})
+        shapes = [list(each.shape) for each in (*images, state, text, *noise)]
+        model.reshape(dict(zip(names, shapes, strict=True)))  # else kernels for any shape, almost twice as slow
         openvino.save_model(model, partial / "request.xml", compress_to_fp16=False)
         np.savez(partial / "instructions.npz", **texts)
         contents = json.dumps(_contents(policy, request, instructions, example[3]), indent=2)

@@ -100,6 +100,7 @@ class Request(nn.Module):
         for i, delta in enumerate(embodiment.delta_mask):
             reference[i : i + 1, i] = float(delta)
         self.register_buffer("reference", reference)  # which state each action is relative to
+        self.relative = any(embodiment.delta_mask)
         for name, normalizer in (("state", robot.state), ("action", robot.action)):
             for part, row in zip(("center", "scale", "moves"), _affine(normalizer), strict=True):
                 self.register_buffer(f"{name}_{part}", row)
@@ -129,7 +130,8 @@ class Request(nn.Module):
             levels=self.ready,
         )
         actions = values[Group.ACTION][..., : self.widths[1]]
-        return actions * self.action_moves * self.action_scale + self.action_center + (state @ self.reference)[:, None]
+        actions = actions * self.action_moves * self.action_scale + self.action_center
+        return actions + (state @ self.reference)[:, None] if self.relative else actions
 
     def _given(self, images: Sequence[Tensor], state: Tensor) -> dict[Group, Tensor]:
         picture = torch.zeros(len(state), self.layout.height, self.layout.width, 3, device=self.place)
