@@ -59,10 +59,11 @@ def rotate(x: Float[Tensor, "... G"], rope: Float[Tensor, "... g 2"]) -> Float[T
 
 
 def rotate_written_out(x: Float[Tensor, "... G"], rope: Float[Tensor, "... g 2"]) -> Float[Tensor, "... G"]:
-    """The same turn in real numbers."""
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = rope.unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+    """The same turn in real numbers: every channel by its cosine, and the other one of its pair by the sine."""
+    x, (cos, sin) = x.float(), rope.unbind(-1)
+    other = torch.arange(x.shape[-1], device=x.device).unflatten(-1, (-1, 2)).flip(-1).flatten()
+    both = torch.stack([cos, cos], dim=-1).flatten(-2), torch.stack([-sin, sin], dim=-1).flatten(-2)
+    return x * both[0] + x.index_select(-1, other) * both[1]
 
 
 def rms_norm(x: Float[Tensor, "... i"], weight: Float[Tensor, "... i"], eps: float) -> Float[Tensor, "... i"]:
