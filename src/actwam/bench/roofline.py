@@ -1,4 +1,4 @@
-"""What the machine could do at best: how long the matrix products of a call take at the rates that it reaches."""
+"""What the machine could do at best: how long the matrix products of a call take at the rates that PyTorch reaches."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def _figure(found: Mapping[str, Any]) -> Figure:
         for row, value in enumerate(p50):
             said = f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
             axes.annotate(
-                said, (value, row), xytext=(8, 0), textcoords="offset points", va="center",
+                said, (max(value, floors[row]), row), xytext=(8, 0), textcoords="offset points", va="center",
                 fontsize=9.5, color=colours[row],
             )  # fmt: skip
         axes.set_xscale("log")
@@ -114,7 +114,7 @@ def _figure(found: Mapping[str, Any]) -> Figure:
         if found["device"] != "cpu"
         else f"{machine['cpu']}, {found['threads']} thread{'s' * (found['threads'] > 1)}"
     )
-    said = f"{where}. Dots: median. Strokes: what its best rates of copies and matrix products would allow."
+    said = f"{where}. Dots: median. Strokes: what the best rates of PyTorch's copies and matrix products would allow."
     figure.supxlabel(fill(said, 120), x=0.012, ha="left", fontsize=9.5, color=SOFT)
     return figure
 
