@@ -235,9 +235,11 @@ def _codec(shape: Shape) -> Codec:
 
 
 def _wan_tensors() -> dict[str, Tensor]:
-    """Random ones. Raises ValueError without diffusers."""
+    """Random ones, always the same. Raises ValueError without diffusers."""
     try:
         from diffusers import AutoencoderKLWan
     except ImportError as error:
         raise ValueError('the official shapes need diffusers: pip install "actwam[wan]"') from error
-    return AutoencoderKLWan.from_config(WAN_CODEC).state_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoencoderKLWan.from_config(WAN_CODEC).state_dict()
