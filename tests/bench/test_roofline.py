@@ -11,8 +11,10 @@ import torch.nn.functional as F
 
 from actwam.bench.roofline import Product, Rates, _Products, floor, measure_rates, products_of
 from actwam.bench.ways import JOINTLY, NOTHING
+from actwam.data.loader import Window
 from actwam.policy import Policy
 from actwam.sampler import Exact
+from actwam.tokens import JOINT
 
 
 def counted(action: object) -> list[Product]:
@@ -58,6 +60,16 @@ def test_what_is_kept_between_calls_is_not_counted() -> None:
     assert fewest == flops(own)
     assert fewest < flops(replace(own, exact=Exact(levels=False))) < flops(replace(own, exact=NOTHING))
     assert all(fewest < flops(replace(own, table=table)) for table in JOINTLY.values())
+
+
+def test_what_is_looked_back_on_is_counted() -> None:
+    def flops(history: tuple[int, ...]) -> float:
+        window = Window(action_horizon=tiny.HORIZON, future_offsets=tiny.OFFSETS, history_offsets=history)
+        checkpoint = tiny.checkpoint("two", window=window, table=JOINT)
+        made = Policy(checkpoint, checkpoint.robot("robot_0"), JOINT, torch.device("cpu"))
+        return sum(product.flops for product in products_of(made, [tiny.observation()]))
+
+    assert flops(()) < flops((-2,)) < flops((-4, -2))
 
 
 def test_rates_are_measured() -> None:

@@ -44,6 +44,11 @@ def test_an_unknown_shape_is_refused() -> None:
         shape_named("huge")
 
 
+def test_a_slice_without_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1 layer, not 0"):
+        shape_named("tiny", layers=0)
+
+
 def test_small_has_the_tokens_of_the_official_models() -> None:
     policy = random_policy(shape_named("small", layers=1))
     lengths = group_lengths(policy, random_observation(policy.robot.embodiment))

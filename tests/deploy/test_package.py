@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -142,8 +143,6 @@ def test_what_does_not_fit_is_refused(runner: Runner, change: Callable[..., Any]
 def test_a_damaged_package_is_refused(
     package: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
 ) -> None:
-    import shutil
-
     copy = shutil.copytree(package, tmp_path / "copy")
     damage(copy)
     with pytest.raises(ValueError, match=message):

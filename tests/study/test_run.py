@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -13,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from actwam.bench.latency import time_policies
+from actwam.bench.shapes import Shape, random_observation, random_policy
 from actwam.commands.study import study
 from actwam.data.partial import locked
-from actwam.study.cell import Workshop, run_cell
+from actwam.study.cell import Workshop, _labels, run_cell
 from actwam.study.grid import SCALES, study_of
 from actwam.study.records import FILE, Records
 from actwam.study.run import Programme, run_programme
@@ -98,6 +101,39 @@ def test_nonsense_is_refused_before_anything_is_made(tmp_path: Path, changes: di
     with pytest.raises(ValueError, match=message):
         run_programme(replace(usual, **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_record_says_how_good_labels_were_and_not_where_they_lay(tmp_path: Path) -> None:
+    cell = next(
+        cell for entry in study_of("idm", SCALES["smoke"]).entries for cell in entry.cells if "inferred" in cell.data
+    )
+    workshop = Workshop(tmp_path)
+    folder = workshop.dataset(cell.data["inferred"]) / "meta"
+    folder.mkdir(parents=True)
+    (folder / "labels.json").write_text(json.dumps({"heldout": {"folder": str(tmp_path), "r2": 0.5}}))
+    assert _labels(cell, workshop) == {"r2": 0.5}
+
+
+def test_committed_results_name_no_path_of_a_machine() -> None:
+    results = Path(__file__).parents[2] / "benchmarks" / "results"
+    files = [path for path in results.rglob("*") if path.suffix in (".json", ".jsonl", ".md")]
+    assert files
+    assert [path.name for path in files if re.search(r"[\"\s](/[\w.-]+){2,}", path.read_text())] == []
+
+
+def test_policies_of_a_study_are_timed_untrained() -> None:
+    entries = study_of("families", SCALES["smoke"]).entries
+    shapes = {entry.label: Shape.of(entry.cells[0].recipe()) for entry in entries}
+    policies = {label: random_policy(shape) for label, shape in shapes.items()}
+    shape = shapes["ACTION_CENTERED"]
+    latencies = time_policies(policies, [random_observation(shape.robot)], repeats=2, warmup=1)
+    actions, future = shape.window.action_horizon, 24 * len(shape.window.future_offsets)
+    expected = dict.fromkeys(shapes, actions) | dict.fromkeys(
+        ("JOINT", "JOINT_HISTORY", "VIDEO_FIRST"), actions + future
+    )
+    expected["BIDIRECTIONAL"] = 24 + 1 + actions + future
+    assert {name: latency.tokens_denoised for name, latency in latencies.items()} == expected
+    assert all(latency.p50 > 0 for latency in latencies.values())
 
 
 def test_a_worker_ends_with_who_started_it(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from actwam.bench.latency import wait_for
+from actwam.bench.latency import acting, wait_for
 from actwam.policy import Policy
 from actwam.types import Observation
 
@@ -48,13 +48,17 @@ class Product:
 
 
 def products_of(policy: Policy, observations: Sequence[Observation]) -> list[Product]:
-    """What acting multiplies, counted in one call that follows another, so that what is kept between calls is there.
+    """What acting multiplies, counted in a call that follows others, so that what is kept from call to call is there,
+    and a policy that looks back looks back as far as it can.
 
     Raises ValueError as `Policy.act` does.
     """
-    policy.act_batch(observations, range(len(observations)))
+    # later it would look back on less at times: of too long a memory it keeps the newer half
+    act, before = acting(policy, observations), max(1, len(policy.checkpoint.window.history_offsets))
+    for call in range(before):
+        act(call)
     with torch.inference_mode(), _Products() as counted:
-        policy.act_batch(observations, range(len(observations)))
+        act(before)
     return counted.found
 
 

@@ -149,9 +149,13 @@ SHAPES: dict[str, Callable[[], Shape]] = {
 
 
 def shape_named(name: str, layers: int | None = None) -> Shape:
-    """A shape, or a slice of it with so many layers. Raises ValueError, listing those there are, on an unknown one."""
+    """A shape, or a slice of it with so many layers. Raises ValueError, listing those there are, on an unknown one, and
+    without a layer.
+    """
     if name not in SHAPES:
         raise ValueError(f"{name} is no shape and no folder: there are {', '.join(SHAPES)}")
+    if layers is not None and layers < 1:
+        raise ValueError(f"a slice has at least 1 layer, not {layers}")
     shape = SHAPES[name]()
     return shape if layers is None else replace(shape, model=replace(shape.model, layers=layers))
 

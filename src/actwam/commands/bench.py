@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from actwam.commands.acting import load_policy
-from actwam.commands.options import Json
+from actwam.commands.options import Json, Precision
 from actwam.console import progress_bars, stdout
 
 if TYPE_CHECKING:
+    from actwam.bench.shapes import Shape
     from actwam.policy import Policy
 
 
@@ -51,27 +52,22 @@ def bench(
     """
     import torch
 
-    from actwam.bench.shapes import need, random_policy, shape_named
+    from actwam.bench.shapes import shape_named
     from actwam.bench.ways import Settings, time_ways
-    from actwam.memory import device_of, require
-    from actwam.model.files import DTYPES
     from actwam.provenance import provenance
     from actwam.report.bench import markdown, write_figure
 
+    if package and "fp32" not in precision:
+        raise ValueError("a package is written from a policy in fp32: add it to --precision")
     if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
-    place = device_of(device)
     settings = Settings(batches=batch, repeats=repeats, warmup=warmup)
+    shapes = {name: None if Path(name).is_dir() else shape_named(name, layers) for name in policies}
     found = {}
-    for name in policies:
-        versions: dict[str, Policy] = {}
-        for p in precision:
-            if Path(name).is_dir():
-                versions[p] = load_policy(Path(name), device, p, robot)
-            else:
-                shape = shape_named(name, layers)
-                require(need(shape, device=device, dtype=DTYPES[p]), place)
-                versions[p] = random_policy(shape, device=device, dtype=DTYPES[p])
+    for name, shape in shapes.items():
+        versions: dict[str, Policy] = {p: _version(shape or Path(name), p, device, robot) for p in precision}
         with progress_bars() as progress, TemporaryDirectory() as folder:
             runners = _runners(versions, Path(folder) / "package", threads) if package else {}
             found[name] = time_ways(versions, settings, progress, runners)
@@ -84,15 +80,27 @@ def bench(
     return 0
 
 
+def _version(source: Shape | Path, precision: Precision, device: str, robot: str | None) -> Policy:
+    """The policy of a checkpoint, or a random one. Raises ValueError, before it is made, when it does not fit into
+    memory.
+    """
+    from actwam.bench.shapes import need, random_policy
+    from actwam.memory import device_of, require
+    from actwam.model.files import DTYPES
+
+    if isinstance(source, Path):
+        return load_policy(source, device, precision, robot)
+    require(need(source, device=device, dtype=DTYPES[precision]), device_of(device))
+    return random_policy(source, device=device, dtype=DTYPES[precision])
+
+
 def _runners(versions: Mapping[str, Policy], folder: Path, threads: int | None) -> dict[str, Any]:
-    """Write the package of a policy and compile it in its precisions. Raises ValueError without fp32, without the
-    runner, and as `write_package`.
+    """Write the package of a policy and compile it in its precisions. Raises ValueError without the runner, and as
+    `write_package`.
     """
     from actwam.bench.shapes import INSTRUCTION
     from actwam.deploy.package import write_package
 
-    if "fp32" not in versions:
-        raise ValueError("a package is written from a policy in fp32: add it to --precision")
     try:
         from actwam_runner import Runner
     except ImportError as error:

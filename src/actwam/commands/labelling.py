@@ -13,7 +13,7 @@ from actwam.commands.options import Json, Precision
 from actwam.console import print_numbers, progress_bars, stdout
 
 if TYPE_CHECKING:
-    from actwam.labels import Errors
+    from actwam.labels import Errors, LabelReport
 
 
 def label(
@@ -62,7 +62,13 @@ def label(
         found = run(loaded, videos, out, heldout=labelled, ask=ask, progress=report)
     if as_json:
         print_numbers(found.to_json(), as_json=True)
-        return 0
+    else:
+        _print_report(found)
+    return 0
+
+
+def _print_report(found: LabelReport) -> None:
+    """What was written, and the errors that are known."""
     print_numbers(
         {
             "dataset": found.folder,
@@ -78,7 +84,6 @@ def label(
     for what, errors in (("held-out", found.heldout), ("its own", found.own_actions)):
         if errors is not None:
             _print_errors(what, errors)
-    return 0
 
 
 def _print_errors(what: str, errors: Errors) -> None:

@@ -34,7 +34,7 @@ def write_package(policy: Policy, instructions: Sequence[str], folder: Path) -> 
     """Write `folder`, which must not exist; nothing is left behind if that fails.
 
     Raises ValueError without OpenVINO, without instructions and on one that the policy cannot read, for a policy that
-    looks back (`Request`), and for one whose weights are not float32: what it computes in is chosen by who runs it.
+    looks back (`Request`), and for one that is not in float32 on the CPU.
     """
     try:
         import openvino
@@ -42,8 +42,10 @@ def write_package(policy: Policy, instructions: Sequence[str], folder: Path) -> 
         raise ValueError('packages are written by OpenVINO: pip install "actwam[deploy]"') from error
     if not instructions:
         raise ValueError("a package knows the instructions that it is given: name at least one")
-    if next(policy.checkpoint.model.parameters()).dtype != torch.float32:
-        raise ValueError("load the policy in fp32: what it computes in is chosen by who runs the package")
+    if next(policy.checkpoint.model.parameters()).dtype != torch.float32 or policy.device.type != "cpu":
+        raise ValueError(
+            "load the policy in fp32 on the cpu: where and how it computes is chosen by who runs the package"
+        )
     request = Request(policy).eval()
     texts: dict[str, Any] = {
         str(i): stacked(policy.encode([_blank(policy, text)]).text).cpu().numpy() for i, text in enumerate(instructions)
@@ -56,7 +58,7 @@ def write_package(policy: Policy, instructions: Sequence[str], folder: Path) -> 
         for put, name in zip(model.inputs, names, strict=True):
             put.get_tensor().set_names({name})
         shapes = [list(each.shape) for each in (*images, state, text, *noise)]
-        model.reshape(dict(zip(names, shapes, strict=True)))  # else kernels for any shape, almost twice as slow
+        model.reshape(dict(zip(names, shapes, strict=True)))  # else slower kernels, for any shape
         openvino.save_model(model, partial / "request.xml", compress_to_fp16=False)
         np.savez(partial / "instructions.npz", **texts)
         contents = json.dumps(_contents(policy, request, instructions, example[3]), indent=2)

@@ -144,23 +144,12 @@ def finetune(
     if len(model.experts) != experts:
         raise ValueError(f"{start}: has {len(model.experts)} experts, this recipe is for {experts}")
     training = TRAINING[experts, values]
-    steps = training.steps if steps is None else steps
-    stage = StageConfig(
-        name="finetune",
-        sources=tuple(SourceConfig(dataset=name, mode=Mode.POLICY) for name in datasets),
-        steps=steps,
+    training = replace(
+        training,
+        steps=training.steps if steps is None else steps,
         batch_size=training.batch_size if batch_size is None else batch_size,
-        learning_rate=training.learning_rate,
-        final_learning_rate=training.final_learning_rate,
-        warmup_steps=min(500, steps // 10) if values == "paper" else 0,
-        betas=training.betas,
-        weight_decay=0.01,
-        ema_decay=training.ema_decay,
-        grad_clip=training.grad_clip,
-        objective=training.objective,
-        seed=seed,
-        checkpoint_every=1000,
     )
+    stage = _stage(training, datasets, seed, warms_up=values == "paper")
     return Recipe(
         name=f"gwp.gwp{'0' if experts == 1 else '05'}",
         start=start,
@@ -177,6 +166,25 @@ def finetune(
         refit=refit,
         drop=drop,
         like=like,
+    )
+
+
+def _stage(training: Training, datasets: Sequence[str], seed: int, *, warms_up: bool) -> StageConfig:
+    return StageConfig(
+        name="finetune",
+        sources=tuple(SourceConfig(dataset=name, mode=Mode.POLICY) for name in datasets),
+        steps=training.steps,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        final_learning_rate=training.final_learning_rate,
+        warmup_steps=min(500, training.steps // 10) if warms_up else 0,
+        betas=training.betas,
+        weight_decay=0.01,
+        ema_decay=training.ema_decay,
+        grad_clip=training.grad_clip,
+        objective=training.objective,
+        seed=seed,
+        checkpoint_every=1000,
     )
 
 

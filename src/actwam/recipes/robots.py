@@ -69,15 +69,12 @@ def add(
         robots = ()  # nothing tells what their numbers are: they only lent the video their cameras
     demos, replay = _sources(kinds["demos"], setup), _sources(kinds["replay"], setup, replay_weight)
     rate = before.learning_rate if learning_rate is None else learning_rate
+    common = replace(before, learning_rate=rate, final_learning_rate=rate / 100, seed=seed)
     common = replace(
-        before,
-        batch_size=before.batch_size if batch_size is None else batch_size,
-        learning_rate=rate,
-        final_learning_rate=rate / 100,
-        seed=seed,
-        checkpoint_every=checkpoint_every,
+        common, batch_size=before.batch_size if batch_size is None else batch_size, checkpoint_every=checkpoint_every
     )
     common = tuned(common, tune, experts=len(setup.model.experts), frozen_weights=frozen_weights)
+    stages = {"video": (video, video_steps), "align": (demos, steps)}
     old = tuple(robot for robot in setup.robots if robot.embodiment.name not in {robot.name for robot in robots})
     return Recipe(
         name="robots.add",
@@ -90,17 +87,17 @@ def add(
         layouts=(*(_layout(robot, setup) for robot in robots), *(robot.layout for robot in old)),
         window=setup.window,
         sampling=setup.sampling,
-        stages=tuple(
-            replace(common, name=name, sources=(*new, *replay), steps=count, warmup_steps=max(1, min(50, count // 10)))
-            for name, new, count in (("video", video, video_steps), ("align", demos, steps))
-            if new
-        ),
+        stages=tuple(_stage(common, name, (*new, *replay), n) for name, (new, n) in stages.items() if new),
         normalize=setup.robots[0].action.mode,
         constant=setup.robots[0].action.constant,
         future_as_change=setup.future.scale is not None,
         refit=refit,
         like=like,
     )
+
+
+def _stage(common: StageConfig, name: str, sources: tuple[SourceConfig, ...], steps: int) -> StageConfig:
+    return replace(common, name=name, sources=sources, steps=steps, warmup_steps=max(1, min(50, steps // 10)))
 
 
 def _kinds(datasets: Sequence[str]) -> Mapping[str, list[str]]:

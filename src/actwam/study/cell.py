@@ -199,8 +199,7 @@ def _labels(cell: Cell, workshop: Workshop) -> dict[str, Any] | None:
     for data in cell.data.values():
         if isinstance(data, PseudoLabelled):
             report = json.loads((workshop.dataset(data) / "meta" / "labels.json").read_text(encoding="utf-8"))
-            errors: dict[str, Any] = report["heldout"]
-            return errors
+            return {name: value for name, value in report["heldout"].items() if name != "folder"}  # of this machine
     return None
 
 
