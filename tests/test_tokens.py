@@ -17,11 +17,13 @@ from actwam.tokens import (
     TABLES,
     UNCOUPLED,
     VIDEO_FIRST,
+    Rows,
     Segment,
     Stage,
     Table,
     attention_mask,
     plan,
+    rows_of,
     table_named,
     tokens_denoised,
 )
@@ -92,6 +94,33 @@ def test_a_moment_is_appended_to_an_encoded_history(past_moments: int) -> None:
     at_once = attention_mask(JOINT, [Segment(HIST, 9, moments=3), Segment(OBS, 2)])
     segments = [Segment(HIST, 6, moments=past_moments), Segment(HIST, 3), Segment(OBS, 2)]
     assert torch.equal(attention_mask(JOINT, segments, first_query=1), at_once[6:])
+
+
+def test_a_mask_is_few_runs_of_equal_rows() -> None:
+    segments = [Segment(OBS, 3), Segment(FUT, 6), Segment(STATE, 1), Segment(ACT, 4)]  # as two experts have them
+    everything, present = ((0, 14),), ((0, 3), (9, 10))
+    assert rows_of(attention_mask(ACTION_CENTERED, segments)) == (
+        Rows(3, present),
+        Rows(6, everything),
+        Rows(1, present),
+        Rows(4, ((0, 3), (9, 14))),
+    )
+    assert rows_of(attention_mask(BIDIRECTIONAL, segments)) == (Rows(14, everything),)
+
+
+@pytest.mark.parametrize("table", MASKS, ids=lambda table: table.name)
+@pytest.mark.parametrize("first_query", [0, 1])
+def test_the_runs_of_a_mask_tell_all_of_it(table: Table, first_query: int) -> None:
+    segments = [Segment(HIST, 4, moments=2), *(Segment(group, LENGTHS[group]) for group in table.groups[1:])]
+    mask = attention_mask(table, segments, first_query)
+    drawn = torch.zeros_like(mask)
+    first = 0
+    for rows in rows_of(mask):
+        for start, stop in rows.keys:
+            drawn[first : first + rows.length, start:stop] = True
+        first += rows.length
+    assert first == len(mask)
+    assert torch.equal(drawn, mask)
 
 
 def test_history_that_does_not_divide_into_moments_is_refused() -> None:

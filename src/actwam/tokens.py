@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -177,6 +178,27 @@ def attention_mask(table: Table, segments: Sequence[Segment], first_query: int =
     in_history = group_L == order.index(Group.HISTORY)
     later = in_history[start:, None] & in_history & (moment_L > moment_L[start:, None])
     return sees[group_L[start:]][:, group_L] & ~later
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokens next to one another that may attend to the same ones: how many they are, and from where to where the
+    others lie.
+    """
+
+    length: int
+    keys: tuple[tuple[int, int], ...]
+
+
+def rows_of(mask: Bool[Tensor, "Q L"]) -> tuple[Rows, ...]:
+    """A mask as runs of equal rows: groups are blocks, so that they are few."""
+    distinct, lengths = mask.unique_consecutive(dim=0, return_counts=True)
+    edges = F.pad(distinct.int(), (1, 1)).diff(dim=1)  # 1 where a range of keys starts, -1 where one stops
+    starts, stops = ([(edge == kind).nonzero()[:, 0].tolist() for edge in edges] for kind in (1, -1))
+    return tuple(
+        Rows(length, tuple(zip(*ranges, strict=True)))
+        for length, *ranges in zip(lengths.tolist(), starts, stops, strict=True)
+    )
 
 
 @dataclass(frozen=True)

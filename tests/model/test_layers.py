@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from actwam.model.layers import (
     NoiseEmbedding,
+    Sight,
     attend,
     attend_by_products,
+    attend_within,
     modulate,
     rms_norm,
     rotate,
@@ -21,6 +23,8 @@ from actwam.model.layers import (
     step_rope,
     visual_rope,
 )
+from actwam.tokens import TABLES, Segment, Table, attention_mask, rows_of
+from actwam.types import Group
 
 CPU = torch.device("cpu")
 
@@ -75,6 +79,29 @@ def test_a_masked_key_has_no_influence_and_no_gradient() -> None:
         grads = torch.autograd.grad(out.sum(), (k, v))
         assert all(torch.equal(grad[:, :, 4:], torch.zeros(2, 3, 5, 16)) for grad in grads)
         assert torch.allclose(out, attention(q, k[:, :, :4], v[:, :, :4], None), atol=1e-6)
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 5e-2)])
+@pytest.mark.parametrize("lacking", ["nothing", "groups", "moments"])
+def test_attention_in_runs_is_attention_under_the_mask(
+    table: Table, dtype: torch.dtype, tolerance: float, lacking: str
+) -> None:
+    segments = [Segment(Group.HISTORY, 6, moments=3), *(Segment(group, 4) for group in table.groups[1:])]
+    mask = attention_mask(table, segments)
+    L, present = len(mask), None
+    if lacking != "nothing":
+        present = (draw(2, 1, 1, L, seed=8) > -0.5) | torch.eye(L, dtype=torch.bool)
+    if lacking == "groups":
+        present = torch.ones(2, 1, 1, L, dtype=torch.bool)
+        present[1, :, :, 6:8] = False
+    results = []
+    for sight in (Sight(rows_of(mask), present), mask if present is None else mask & present):
+        q, k, v = (draw(2, 3, L, 16, seed=i).to(dtype).requires_grad_() for i in range(3))
+        out = attend_within(q, k, v, sight) if isinstance(sight, Sight) else attend(q, k, v, sight)
+        results.append((out, *torch.autograd.grad((out.float() * draw(2, 3, L, 16, seed=9)).sum(), (q, k, v))))
+    for ours, masked in zip(*results, strict=True):
+        assert torch.allclose(ours.float(), masked.float(), atol=tolerance, rtol=tolerance)
 
 
 def rotate_in_real_numbers(x: Tensor, positions: list[tuple[float, ...]], widths: tuple[int, ...]) -> Tensor:

@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from actwam.model.config import ExpertConfig, TransformerConfig
 from actwam.model.context import Past, TextPair
-from actwam.model.layers import FeedForward, attend, layer_norm, modulate, rms_norm, rotate
+from actwam.model.layers import FeedForward, Sight, attend, attend_within, layer_norm, modulate, rms_norm, rotate
 
 Modulation = tuple[Float[Tensor, "_ _ _"], ...]
 """(shift, 1 + scale, gate, shift', 1 + scale', gate') of a block, in float32."""
@@ -164,7 +164,7 @@ class Block(nn.Module):
         runs: Sequence[Runs],
         text: Sequence[TextPair],
         past: Past | None,
-        mask: Bool[Tensor, "..."] | None,
+        sight: Sight,
     ) -> tuple[list[Stream], Tensor, Tensor]:
         """New streams, and the keys and values of their tokens. `runs` holds, for each stream, how many tokens have
         which modulation, made or to be made (`Stream.runs_in`), `text` one pair for each expert.
@@ -172,7 +172,7 @@ class Block(nn.Module):
         modulated = [self._expert(s).modulated(r) for s, r in zip(streams, runs, strict=True)]
         q, new_k, new_v = self.project(streams, modulated)
         k, v = (new_k, new_v) if past is None else past.with_new(new_k, new_v)
-        attended = join_heads(attend(q, k, v, mask)).split([s.x.shape[1] for s in streams], dim=1)
+        attended = join_heads(attend_within(q, k, v, sight)).split([s.x.shape[1] for s in streams], dim=1)
         finished = [
             self._expert(s).finish(s, r, part, text[s.expert])
             for s, r, part in zip(streams, modulated, attended, strict=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -11,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from actwam.flow import TRAINING_LEVELS
+from actwam.tokens import Rows
 
 ROPE_THETA = 10_000.0
 
@@ -104,6 +107,36 @@ def attend_by_products(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor |
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask, -math.inf)
     return scores.softmax(-1).type_as(v) @ v
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Who attends to whom: the rows of the group mask, and, where samples lack tokens, which of those there are."""
+
+    rows: tuple[Rows, ...]
+    present: Bool[Tensor, "B 1 _ L"] | None = None
+
+
+def attend_within(
+    q: Float[Tensor, "B N Q G"], k: Float[Tensor, "B N L G"], v: Float[Tensor, "B N L G"], sight: Sight
+) -> Float[Tensor, "B N Q G"]:
+    """Attention of every run of rows to what it may see, and no product with anything else. Nothing is masked but what
+    samples lack: the fastest kernels know no masks.
+    """
+    parts, start = [], 0
+    for row, part in zip(sight.rows, q.split([row.length for row in sight.rows], dim=2), strict=True):
+        lacking = sight.present
+        if lacking is not None:
+            here = lacking if lacking.shape[2] == 1 else lacking[:, :, start : start + row.length]
+            lacking = _seen(here, row.keys, dim=3)
+        parts.append(attend(part, _seen(k, row.keys, dim=2), _seen(v, row.keys, dim=2), lacking))
+        start += row.length
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _seen(x: Tensor, keys: Sequence[tuple[int, int]], dim: int) -> Tensor:
+    parts = [x.narrow(dim, start, stop - start) for start, stop in keys]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 class FeedForward(nn.Sequential):

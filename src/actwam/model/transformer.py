@@ -29,9 +29,9 @@ from actwam import flow
 from actwam.model.block import Block, CrossAttention, ExpertBlock, Level, Stream
 from actwam.model.config import TransformerConfig
 from actwam.model.context import Kept, TextContext
-from actwam.model.layers import FeedForward, NoiseEmbedding, modulate, rotate, step_rope, visual_rope
+from actwam.model.layers import FeedForward, NoiseEmbedding, Sight, modulate, rotate, step_rope, visual_rope
 from actwam.model.projectors import VectorDecoder, VectorEncoder
-from actwam.tokens import Segment, Table, attention_mask
+from actwam.tokens import Rows, Segment, Table, attention_mask, rows_of
 from actwam.types import Context, Group
 
 _FIRST_FRAME = {Group.OBSERVATION: 0, Group.FUTURE: 1}
@@ -166,6 +166,19 @@ class WorldActionTransformer(nn.Module):
         """How many tokens they are."""
         return sum(len(self._rope(item)) for item in inputs)
 
+    def segments(self, inputs: Iterable[GroupInput], context: Context | None = None) -> tuple[Segment, ...]:
+        """All tokens in the order of self-attention, the context first. A frame of history is one moment."""
+        past = () if context is None else zip(context.groups, context.lengths, strict=True)
+        new = (
+            Segment(
+                item.group,
+                len(self._rope(item)),
+                item.value.shape[2] if item.group is Group.HISTORY else 1,
+            )
+            for item in inputs
+        )
+        return (*(Segment(group, length) for group, length in past), *new)
+
     def _level(self, expert: int, sigma: Float[Tensor, "_ m"]) -> Level:
         return Level(sigma, *self.experts[expert].noise(sigma))
 
@@ -215,21 +228,20 @@ class WorldActionTransformer(nn.Module):
         recompute_activations: bool = False,
     ) -> tuple[Kept, dict[Group, Float[Tensor, "B ..."]]]:
         """All blocks: what is kept of the groups to `keep`, and the velocities of the others."""
-        inputs, segments, mask = self._arrange(inputs, table, context)
+        inputs, segments, rows = self._arrange(inputs, table, context)
         streams = self._streams(inputs, embodiment)
         kept = Kept(context, segments[len(segments) - len(inputs) :], keep)
-        if valid:
-            mask = _with_absent(mask, segments, valid)
+        sight = Sight(rows, _present(table, segments, rows, valid) if valid else None)
         for i, block in enumerate(self.blocks):
             runs, past = [stream.runs_in(i) for stream in streams], kept.past(i)
             if i + 1 == len(self.blocks) and len(keep) == len(inputs):
                 kept.append(*block.keys_values(streams, runs))  # nobody reads the residual stream behind them
             elif recompute_activations:
                 streams, _, _ = checkpoint(
-                    block, streams, runs, text.layers[i], past, mask, use_reentrant=False, preserve_rng_state=False
+                    block, streams, runs, text.layers[i], past, sight, use_reentrant=False, preserve_rng_state=False
                 )
             else:
-                streams, k, v = block(streams, runs, text.layers[i], past, mask)
+                streams, k, v = block(streams, runs, text.layers[i], past, sight)
                 kept.append(k, v)
         hidden = [part for s in streams for part in s.x.split([length for length, _ in s.runs], dim=1)]
         levels = [level for s in streams for _, level in s.runs]
@@ -242,12 +254,12 @@ class WorldActionTransformer(nn.Module):
 
     def _arrange(
         self, inputs: Sequence[GroupInput], table: Table, context: Context | None
-    ) -> tuple[list[GroupInput], tuple[Segment, ...], Bool[Tensor, "Q L"] | None]:
-        """Inputs in the order of self-attention (expert by expert), all segments, and the group mask."""
+    ) -> tuple[list[GroupInput], tuple[Segment, ...], tuple[Rows, ...]]:
+        """Inputs in the order of self-attention (expert by expert), all segments, and the rows of the group mask."""
         inputs = sorted(inputs, key=lambda item: self.config.expert_of(item.group))
-        segments = self._segments(inputs, context)
+        segments = self.segments(inputs, context)
         first_query = 0 if context is None else len(context.groups)
-        return inputs, segments, _mask(table, segments, first_query, inputs[0].value.device)
+        return inputs, segments, _rows(table, segments, first_query)
 
     def _streams(self, inputs: Sequence[GroupInput], embodiment: Tensor) -> list[Stream]:
         """The residual streams of all experts that have tokens here."""
@@ -309,48 +321,37 @@ class WorldActionTransformer(nn.Module):
         skip, scale = flow.precondition(sigma[..., None].float())
         return skip * noisy + scale * output.float()
 
-    def _segments(self, inputs: Sequence[GroupInput], context: Context | None) -> tuple[Segment, ...]:
-        """All tokens in the order of self-attention, the context first. A frame of history is one moment."""
-        past = () if context is None else zip(context.groups, context.lengths, strict=True)
-        new = (
-            Segment(
-                item.group,
-                len(self._rope(item)),
-                item.value.shape[2] if item.group is Group.HISTORY else 1,
-            )
-            for item in inputs
-        )
-        return (*(Segment(group, length) for group, length in past), *new)
-
 
 @lru_cache(maxsize=256)
-@torch.inference_mode(False)  # kept for training too, wherever it was first needed
-def _mask(
-    table: Table, segments: tuple[Segment, ...], first_query: int, device: torch.device
-) -> Bool[Tensor, "Q L"] | None:
-    """The group mask on a device, made once for every arrangement; None where everybody sees everything."""
-    mask = attention_mask(table, segments, first_query)
-    return None if bool(mask.all()) else mask.to(device)
+def _rows(table: Table, segments: tuple[Segment, ...], first_query: int) -> tuple[Rows, ...]:
+    """Of the group mask, made once for every arrangement."""
+    return rows_of(attention_mask(table, segments, first_query))
 
 
-def _with_absent(
-    mask: Bool[Tensor, "Q L"] | None, segments: Sequence[Segment], valid: Mapping[Group, Bool[Tensor, "B ..."]]
-) -> Bool[Tensor, "B 1 Q L"]:
-    """Hide the tokens of groups, or of moments of history, that a sample does not have."""
-    some = next(iter(valid.values()))
+def _present(
+    table: Table, segments: Sequence[Segment], rows: Sequence[Rows], valid: Mapping[Group, Bool[Tensor, "B ..."]]
+) -> Bool[Tensor, "B 1 _ L"] | None:
+    """Which tokens there are, where samples lack groups or moments of history; None where that is nobody's concern.
+
+    A group that no other one sees need not be hidden where it is absent: what it computes, nobody reads.
+    """
+    groups = {segment.group for segment in segments}
+    seen = frozenset[Group]().union(*(table.sees[group] - {group} for group in groups)) | {Group.HISTORY}
+    if not (hidden := valid.keys() & seen):
+        return None
+    some = valid[min(hidden)]
     everyone = torch.ones(len(some), dtype=torch.bool, device=some.device)
     columns = []
     for segment in segments:
-        who = valid.get(segment.group, everyone)
+        who = valid[segment.group] if segment.group in hidden else everyone
         moments = who.reshape(len(who), -1)
         columns.append(moments.repeat_interleave(segment.length // moments.shape[1], dim=1))
     present = torch.cat(columns, dim=1)[:, None, None]
-    if Group.HISTORY not in valid:
-        return present if mask is None else mask & present
+    if Group.HISTORY not in hidden:
+        return present
     # a moment that is not there sees nothing that is: it looks at itself, as attention to nothing is not a number
-    assert mask is not None  # it hides the moments' future
-    itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)[-mask.shape[0] :]
-    return (mask & present) | itself
+    itself = torch.eye(present.shape[3], dtype=torch.bool, device=present.device)
+    return present | itself[-sum(row.length for row in rows) :]
 
 
 def _initialise(module: nn.Module) -> None:

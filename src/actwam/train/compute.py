@@ -12,7 +12,7 @@ from actwam.memory import Tokens
 from actwam.model.config import TransformerConfig
 from actwam.model.transformer import GroupInput, WorldActionTransformer
 from actwam.objective import losses
-from actwam.tokens import Table
+from actwam.tokens import Table, attention_mask
 from actwam.train.config import Recipe, StageConfig
 from actwam.train.memory import META, recipe_tokens, shaped_batch
 from actwam.types import Mode
@@ -21,7 +21,8 @@ from actwam.types import Mode
 def step_flops(recipe: Recipe, stage: StageConfig) -> float:
     """Multiplications and additions of matrix products in the forward and backward pass of one step of a stage.
 
-    Attention counts in full, as kernels for arbitrary masks compute it. With `future_share` below 1 it is the mean of
+    Attention counts in full, as if everybody saw everybody: families differ by their tokens, and not by what is spared
+    where groups do not see each other. With `future_share` below 1 it is the mean of
     steps with and without the future.
     """
     tokens = recipe_tokens(recipe)
@@ -51,4 +52,8 @@ def _flops(config: TransformerConfig, stage: StageConfig, table: Table, tokens: 
         inputs = [GroupInput(group, value, noisy.sigmas[group][:, None]) for group, value in noisy.values.items()]
         velocities = model(inputs, model.text_context(text), robots, table, valid=noisy.present)
         losses(velocities, noisy, stage.objective)["loss"].backward()
-    return float(counter.get_total_flops())
+    unseen = int((~attention_mask(table, model.segments(inputs))).sum())
+    inner = config.heads * config.head_width
+    # of every pair that is spared: two products forward and four backward, of which each is `inner` additions and
+    # multiplications
+    return float(counter.get_total_flops() + 12 * stage.batch_size * config.layers * inner * unseen)
