@@ -26,24 +26,18 @@ def train_step(
     precision: Precision,
 ) -> dict[str, Float[Tensor, ""]]:
     """One optimizer step. Its noise is a function of (seed, step). Raises ValueError if it is not finite."""
-    device, model, seed = batch.latents.device, checkpoint.model, stage.seed * 1_000_003 + step
-    noisy = add_noise(batch, stage.objective, torch.Generator().manual_seed(seed), model.config.noisy_padding)
+    device, model, generator = (
+        batch.latents.device,
+        checkpoint.model,
+        torch.Generator().manual_seed(seed_of(stage, step)),
+    )
+    noisy = add_noise(batch, stage.objective, generator, model.config.noisy_padding)
     distinct = list(dict.fromkeys(batch.instructions))
     rows = torch.tensor([distinct.index(instruction) for instruction in batch.instructions], device=device)
     embedded = checkpoint.text.encode(distinct).to(device)
     autocast = torch.bfloat16 if precision == "bf16" else None
     parts = forward_losses(stage, model, checkpoint.table, noisy, embedded, rows, batch.embodiment, autocast)
-    parts["loss"].backward()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    norm = torch.nn.utils.clip_grad_norm_(trained, math.inf if stage.grad_clip is None else stage.grad_clip)
-    if not bool(torch.isfinite(norm)):
-        raise ValueError(
-            f"stage {stage.name}: loss {parts['loss'].item()} with gradient norm {norm.item()} at step {step} "
-            f"(seed {stage.seed}); the weights are unchanged; check the data or lower the learning rate"
-        )
-    state.update(learning_rate(stage, step), seed)
-    state.update_average(step, stage.ema_decay)
-    return {**{name: value.detach() for name, value in parts.items()}, "grad_norm": norm}
+    return finish_step(stage, model, state, parts, step)
 
 
 def forward_losses(
@@ -71,3 +65,31 @@ def forward_losses(
             recompute_activations=stage.recompute_activations,
         )
         return losses(velocities, noisy, stage.objective)
+
+
+def finish_step(
+    stage: StageConfig,
+    model: WorldActionTransformer,
+    state: TrainState,
+    parts: dict[str, Float[Tensor, ""]],
+    step: int,
+) -> dict[str, Float[Tensor, ""]]:
+    """What follows the losses: the backward pass, clipping, the optimizer and the moving average. Raises ValueError
+    before anything has changed if the gradient is not finite.
+    """
+    parts["loss"].backward()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    norm = torch.nn.utils.clip_grad_norm_(trained, math.inf if stage.grad_clip is None else stage.grad_clip)
+    if not bool(torch.isfinite(norm)):
+        raise ValueError(
+            f"stage {stage.name}: loss {parts['loss'].item()} with gradient norm {norm.item()} at step {step} "
+            f"(seed {stage.seed}); the weights are unchanged; check the data or lower the learning rate"
+        )
+    state.update(learning_rate(stage, step), seed_of(stage, step))
+    state.update_average(step, stage.ema_decay)
+    return {**{name: value.detach() for name, value in parts.items()}, "grad_norm": norm}
+
+
+def seed_of(stage: StageConfig, step: int) -> int:
+    """Of a step's noise and rounding."""
+    return stage.seed * 1_000_003 + step
