@@ -247,7 +247,8 @@ def test_instructions_are_counted_as_what_keeps_them(batch: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["patch_pca", "wan"])
-def test_encoding_is_counted_without_reading_the_codec(kind: str) -> None:
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_encoding_is_counted_without_reading_the_codec(kind: str, dtype: torch.dtype | None) -> None:
     """As a real codec encodes a real picture, the weights that it folds at construction included."""
     if kind == "wan":
         config = {"kind": kind, "config": read_json(VAE / "config.json")}
@@ -255,7 +256,9 @@ def test_encoding_is_counted_without_reading_the_codec(kind: str) -> None:
     else:
         config, tensors = tiny.codec().to_json(), tiny.codec().tensors()
     height, width = tiny.LAYOUT.height, tiny.LAYOUT.width
-    counted = encoding(config, tensors, height, width)
+    counted = encoding(config, tensors, height, width, dtype)
+    if dtype and kind == "wan":
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     picture = torch.zeros(1, 1, height, width, 3, dtype=torch.uint8)
     with Ledger([*tensors.values(), picture]) as ledger:
         codec = read_codec(config, tensors)

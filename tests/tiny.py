@@ -230,7 +230,7 @@ class PairCodec:
     def digest(self) -> str:
         return f"pair {self.pictures.digest()}"
 
-    def to(self, device: torch.device) -> PairCodec:
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> PairCodec:
         return replace(self, pictures=self.pictures.to(device))
 
     def to_json(self) -> dict[str, Any]:

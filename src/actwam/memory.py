@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from actwam.model.codec import read_codec
 from actwam.model.config import TransformerConfig
 from actwam.model.transformer import TextContext, WorldActionTransformer
+from actwam.model.wan import WanCodec
 from actwam.sampler import Sampling, look_back, sample
 from actwam.tokens import NEVER_NOISY, Table
 from actwam.types import Context, Group, Memory
@@ -208,13 +209,17 @@ def device_of(text: str, *, here: bool = True) -> torch.device:
     return device
 
 
-def encoding(config: Mapping[str, Any], tensors: Mapping[str, Tensor], height: int, width: int) -> Encoding:
-    """Of a picture of height x width pixels by the codec that `config` and `tensors` describe (`read_codec`).
+def encoding(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], height: int, width: int, dtype: torch.dtype | None = None
+) -> Encoding:
+    """Of a picture of height x width pixels by the codec that `config` and `tensors` describe (`read_codec`), asked to
+    compute in `dtype`.
 
     No tensor is read. Raises ValueError as `read_codec` does, and on a picture that the codec does not read.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fakes = {name: mode.from_tensor(tensor) for name, tensor in tensors.items()}
+        cast = dtype if config.get("kind") == WanCodec.kind else None  # the others compute in what they are stored in
+        fakes = {name: mode.from_tensor(tensor).to(cast or tensor.dtype) for name, tensor in tensors.items()}
         picture = torch.empty(1, 1, height, width, 3, dtype=torch.uint8)
     with Ledger([*fakes.values(), picture]) as ledger:
         codec = read_codec(config, fakes)

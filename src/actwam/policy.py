@@ -12,6 +12,7 @@ what was asked before. One that looks back is handed its memory, and returns the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,15 +21,16 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from actwam.checkpoint import NO_ROBOT, Checkpoint, load, newest, read_setup, stored_codec
 from actwam.data.transforms import RobotTransform
+from actwam.graphs import Graphs
 from actwam.memory import Need, Tokens, acting_need, device_of, encoding
 from actwam.model.files import DTYPES, Precision
 from actwam.model.transformer import TextContext
 from actwam.sampler import ALL, Exact, Levels, look_back, sample
-from actwam.tokens import Table, denoised, plan
+from actwam.tokens import NEVER_NOISY, Table, denoised, plan
 from actwam.types import ActionChunk, Context, Group, Memory, Observation
 
 TEXTS = 8
@@ -72,6 +74,7 @@ class Policy:
     exact: Exact = ALL
     _texts: dict[str, TextContext] = field(default_factory=dict)
     _levels: Levels = field(default_factory=Levels)
+    _graphs: Graphs = field(default_factory=Graphs)
 
     @classmethod
     def load(
@@ -84,14 +87,15 @@ class Policy:
     ) -> Policy:
         """Read and verify a checkpoint folder, or the newest checkpoint of a training run.
 
-        `precision` is what the model computes in, "auto" what its weights are stored in. Raises ValueError on an
-        unknown device, a damaged checkpoint, a robot that it does not know, and an imported one that has no robot yet.
+        `precision` is what model and codec compute in, "auto" what the weights of each are stored in. Raises ValueError
+        on an unknown device, a damaged checkpoint, a robot that it does not know, and an imported one that has no robot
+        yet.
         """
         place = device_of(device)
         checkpoint = load(Path(folder))
         transform = checkpoint.robot(robot)
         checkpoint.model.to(place, DTYPES.get(precision))
-        checkpoint = replace(checkpoint, codec=checkpoint.codec.to(place))
+        checkpoint = replace(checkpoint, codec=checkpoint.codec.to(place, DTYPES.get(precision)))
         return cls(checkpoint, transform, checkpoint.table, place)
 
     @staticmethod
@@ -106,7 +110,7 @@ class Policy:
         if not setup.robots:
             raise ValueError(f"{folder}: {NO_ROBOT}")
         layout, window = setup.robots[0].layout, setup.window
-        codec = encoding(*stored_codec(folder), layout.height, layout.width)
+        codec = encoding(*stored_codec(folder), layout.height, layout.width, DTYPES.get(precision))
         try:
             with safe_open(folder / "model.safetensors", "pt") as file:
                 stored = "bf16" if file.get_slice("patch_head.bias").get_dtype() == "BF16" else "fp32"
@@ -127,6 +131,19 @@ class Policy:
             instructions=TEXTS,
             sampling=setup.sampling,
         )
+
+    def compiled(self) -> Policy:
+        """The same policy, its weights shared, with blocks that `torch.compile` makes for the shapes they meet.
+
+        The first call with every batch size compiles: half a minute on a CPU, minutes on a GPU. Actions differ in the
+        last bits.
+        """
+        shared = {id(tensor): tensor for tensor in self.checkpoint.model.state_dict(keep_vars=True).values()}
+        model = copy.deepcopy(self.checkpoint.model, shared)
+        for block in model.blocks:
+            block.compile(dynamic=False)
+        checkpoint = replace(self.checkpoint, model=model)
+        return replace(self, checkpoint=checkpoint, _levels=Levels(), _graphs=Graphs())
 
     @property
     def history_spacing(self) -> int:
@@ -154,6 +171,9 @@ class Policy:
         at its beginning. A policy that does not look back returns None for all. What was seen is remembered, and
         never what was imagined.
         """
+        if self._replays:
+            self._pasts(observations, seeds, memories)  # of which there are none
+            return self._replay(observations, seeds), [None] * len(observations)
         chunks: dict[int, ActionChunk] = {}
         after: dict[int, Memory | None] = {}
         for rows, encoded in self._encoded(observations, seeds, memories):
@@ -225,15 +245,8 @@ class Policy:
         seeds: Sequence[int],
         memories: Sequence[Memory | None] | None,
     ) -> Iterator[tuple[list[int], Encoded]]:
-        """The observations encoded, and which they are, together where as much is looked back on.
-
-        Raises ValueError unless each has a seed, and a memory if any has.
-        """
-        memories = [None] * len(observations) if memories is None else memories
-        for what, some in (("seeds", seeds), ("memories", memories)):
-            if len(some) != len(observations):
-                raise ValueError(f"{len(observations)} observations need as many {what}, not {len(some)}")
-        pasts = [self._past(memory, seen.instruction) for memory, seen in zip(memories, observations, strict=True)]
+        """The observations encoded, and which they are, together where as much is looked back on."""
+        pasts = self._pasts(observations, seeds, memories)
         alike: dict[tuple[int, ...], list[int]] = {}
         for row, past in enumerate(pasts):
             key = (past.seen.shape[2], past.context is None) if past else ()
@@ -241,6 +254,16 @@ class Policy:
         for rows in alike.values():
             found = [past for row in rows if (past := pasts[row])]
             yield rows, self.encode([observations[row] for row in rows], found)
+
+    def _pasts(
+        self, observations: Sequence[Observation], seeds: Sequence[int], memories: Sequence[Memory | None] | None
+    ) -> list[Memory | None]:
+        """What each looks back on. Raises ValueError unless each has a seed, and a memory if any has."""
+        memories = [None] * len(observations) if memories is None else memories
+        for what, some in (("seeds", seeds), ("memories", memories)):
+            if len(some) != len(observations):
+                raise ValueError(f"{len(observations)} observations need as many {what}, not {len(some)}")
+        return [self._past(memory, seen.instruction) for memory, seen in zip(memories, observations, strict=True)]
 
     def _past(self, memory: Memory | None, instruction: str) -> Memory | None:
         """What is looked back on: `seen` of it. Where `context` is None, all of that must be encoded anew.
@@ -275,14 +298,53 @@ class Policy:
 
         `pasts` are what is looked back on (`_past`): all of one length, or none.
         """
-        prepared = [self.robot.observe(observation) for observation in observations]
-        pictures = torch.from_numpy(np.stack([picture for picture, _ in prepared]))
-        given = {Group.OBSERVATION: self.checkpoint.codec.encode(pictures).to(self.device)}
-        if self.robot.embodiment.state_names:
-            given[Group.STATE] = torch.from_numpy(np.stack([state for _, state in prepared]))[:, None].to(self.device)
+        given = self._given(*self._observed(observations))
         states = np.stack([observation.state for observation in observations])
         encoded = Encoded(given, self._text([observation.instruction for observation in observations]), states)
         return self._look_back(encoded, pasts) if pasts else encoded
+
+    def _observed(self, observations: Sequence[Observation]) -> tuple[Tensor, Tensor]:
+        """Composed pictures (B, 1, H, W, 3) and normalised states (B, 1, S)."""
+        pictures, states = zip(*(self.robot.observe(observation) for observation in observations), strict=True)
+        return torch.from_numpy(np.stack(pictures)), torch.from_numpy(np.stack(states))[:, None]
+
+    def _given(self, pictures: Tensor, states: Tensor) -> dict[Group, Tensor]:
+        given = {Group.OBSERVATION: self.checkpoint.codec.encode(pictures).to(self.device)}
+        if self.robot.embodiment.state_names:
+            given[Group.STATE] = states.to(self.device)
+        return given
+
+    @property
+    def _replays(self) -> bool:
+        """Whether acting is one CUDA graph: all shapes are the same in every call, and all noise is that of actions."""
+        given = NEVER_NOISY - {Group.HISTORY}
+        return (
+            self.exact.graph
+            and self.device.type == "cuda"
+            and not self.checkpoint.window.history_offsets
+            and denoised(plan(self.table, [Group.ACTION], given)) == {Group.ACTION}
+        )
+
+    @torch.inference_mode()
+    def _replay(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ActionChunk]:
+        """`act_batch` with everything between composed pictures and normalised actions in one graph."""
+        model, codec, experts = self.checkpoint.model, self.checkpoint.codec, len(self.checkpoint.model.config.experts)
+
+        def acted(pictures: Tensor, states: Tensor, noise: Tensor, *text: Tensor) -> Tensor:
+            encoded = Encoded(self._given(pictures, states), TextContext.of_leaves(text, experts), no_states)
+            return self._denoise(encoded, [Group.ACTION], {Group.ACTION: noise})[Group.ACTION]
+
+        no_states = np.zeros((len(observations), 0), np.float32)
+        text = self._text([observation.instruction for observation in observations])
+        inputs = [*self._observed(observations), self.action_noise([2 * seed for seed in seeds]), *text.leaves]
+        actions = self._graphs.call(
+            acted,
+            [tensor.to(self.device, non_blocking=True) for tensor in inputs],
+            name=(self.table, self.exact, self.robot.embodiment.index),
+            modules=[model, *(part for part in vars(codec).values() if isinstance(part, nn.Module))],
+            made_from=[self._levels.ready(model, self.checkpoint.sampling), codec],
+        )
+        return self._chunks(actions, np.stack([observation.state for observation in observations]))
 
     def _look_back(self, encoded: Encoded, pasts: Sequence[Memory]) -> Encoded:
         """With the history that the memories hold. Raises ValueError on memories of another model or robot."""
@@ -327,14 +389,19 @@ class Policy:
         self, encoded: Encoded, wanted: Iterable[Group], seeds: Sequence[int]
     ) -> dict[Group, Float[Tensor, "B ..."]]:
         noisy = denoised(plan(self.table, wanted, encoded.given))
+        return self._denoise(encoded, wanted, self.noise(noisy, encoded, seeds))
+
+    def _denoise(
+        self, encoded: Encoded, wanted: Iterable[Group], noise: Mapping[Group, Tensor]
+    ) -> dict[Group, Float[Tensor, "B ..."]]:
         values, _ = sample(
             self.checkpoint.model,
             self.table,
             given=encoded.given,
-            noise=self.noise(noisy, encoded, seeds),
+            noise=noise,
             wanted=wanted,
             text=encoded.text,
-            embodiment=self._embodiment(len(seeds)),
+            embodiment=self._embodiment(len(encoded.given[Group.OBSERVATION])),
             sampling=self.checkpoint.sampling,
             context=encoded.context,
             exact=self.exact,

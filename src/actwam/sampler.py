@@ -52,6 +52,10 @@ class Exact:
     """What the model makes of the noise levels of a schedule is kept from call to call (`Levels`)."""
     room: bool = True
     """Keys and values of the groups that are denoised have their place behind the context: nothing is concatenated."""
+    graph: bool = True
+    """On a GPU, a policy replays the whole of a call as one CUDA graph (`graphs.Graphs`), where its shapes are always
+    the same: it does not look back, and denoises actions alone.
+    """
 
 
 ALL = Exact()

@@ -10,7 +10,6 @@ import pytest
 import tiny
 import torch
 from tiny import difference, run
-from torch import Tensor
 
 from actwam.model.transformer import GroupInput, TextContext, WorldActionTransformer
 from actwam.tokens import (
@@ -331,10 +330,6 @@ def test_samples_of_a_batch_do_not_touch_one_another(model: WorldActionTransform
         text = tiny.text(model).select(torch.tensor([i]))
         alone = model(one, text, tiny.embodiments()[i : i + 1], ACTION_CENTERED)
         assert all(difference(alone[group][0], whole[group][i]) < 1e-5 for group in alone)
-
-
-def pairs(context: TextContext) -> list[Tensor]:
-    return [side for layer in context.layers for pair in layer for side in pair]
 
 
 def test_selected_and_stacked_instructions_equal_encoding_them(model: WorldActionTransformer) -> None:

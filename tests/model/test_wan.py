@@ -276,3 +276,14 @@ def test_a_damaged_folder_is_one_line(folder: Path, damage: Callable[[Path], Any
         WanCodec.load(folder)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_a_codec_in_bfloat16_is_close_and_keeps_its_statistics(codec: WanCodec, frames: int) -> None:
+    low = WanCodec.load(FOLDER).to(torch.device("cpu"), torch.bfloat16)
+    assert low.autoencoder.center.dtype == low.autoencoder.spread.dtype == torch.float32
+    assert {parameter.dtype for parameter in low.pictures.parameters()} == {torch.bfloat16}
+    seen = clip(frames)
+    expected, found = codec.encode(seen), low.encode(seen)
+    assert found.dtype == torch.float32
+    assert 0 < float((found - expected).abs().max()) < 0.05 * float(expected.abs().max())

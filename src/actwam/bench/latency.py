@@ -63,6 +63,11 @@ def time_policies(
     return {name: summary(policy, times[name], observations) for name, policy in policies.items()}
 
 
+def launched_one_by_one(policy: Policy) -> Policy:
+    """The same policy without a CUDA graph, so that its parts can be told apart."""
+    return replace(policy, exact=replace(policy.exact, graph=False))
+
+
 Act = Callable[[int], object]
 """The n-th call of something that acts."""
 

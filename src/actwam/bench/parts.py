@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from actwam.bench.latency import acting, wait_for
+from actwam.bench.latency import acting, launched_one_by_one, wait_for
 from actwam.policy import Policy
 from actwam.types import Observation
 
@@ -25,7 +25,7 @@ def time_parts(
     The device is waited for at the ends of every part, so that on a GPU the sum is more than a call takes otherwise.
     """
     calls: list[dict[str, list[float]]] = []
-    act = acting(policy, observations)
+    act = acting(launched_one_by_one(policy), observations)
     for call in range(warmup + repeats):
         start = time.perf_counter()
         with _watched(policy) as spent:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from actwam.bench.latency import acting, wait_for
+from actwam.bench.latency import acting, launched_one_by_one, wait_for
 from actwam.policy import Policy
 from actwam.types import Observation
 
@@ -54,7 +54,8 @@ def products_of(policy: Policy, observations: Sequence[Observation]) -> list[Pro
     Raises ValueError as `Policy.act` does.
     """
     # later it would look back on less at times: of too long a memory it keeps the newer half
-    act, before = acting(policy, observations), max(1, len(policy.checkpoint.window.history_offsets))
+    before = max(1, len(policy.checkpoint.window.history_offsets))
+    act = acting(launched_one_by_one(policy), observations)
     for call in range(before):
         act(call)
     with torch.inference_mode(), _Products() as counted:

@@ -16,7 +16,7 @@ from actwam.checkpoint import Checkpoint
 from actwam.data.embodiment import Embodiment
 from actwam.data.loader import Window
 from actwam.data.transforms import RobotTransform, ViewLayout, fit_normalizers, layout_of
-from actwam.memory import Encoding, Need, Tokens, acting_need, size_of
+from actwam.memory import Encoding, Need, Tokens, acting_need
 from actwam.model.codec import Codec, PatchPCACodec, read_codec
 from actwam.model.config import TransformerConfig, two_experts
 from actwam.model.text import HashedWords, TextEncoder
@@ -172,7 +172,8 @@ def need(shape: Shape, *, device: str = "cpu", dtype: torch.dtype = torch.float3
         actions=shape.window.action_horizon,
         history=len(shape.window.history_offsets),
     )
-    encoding = Encoding(grid=tokens.grid, time_stride=stride, weights=size_of(codec.values()), activations=0)
+    weights = sum(tensor.numel() for tensor in codec.values()) * dtype.itemsize
+    encoding = Encoding(grid=tokens.grid, time_stride=stride, weights=weights, activations=0)
     return acting_need(
         shape.model,
         shape.table,
@@ -198,7 +199,7 @@ def random_policy(shape: Shape, *, device: str = "cpu", dtype: torch.dtype = tor
     _draw(model.to_empty(device=place))
     checkpoint = Checkpoint(
         model=model,
-        codec=_codec(shape).to(place),
+        codec=_codec(shape).to(place, dtype),
         text=shape.text,
         table=shape.table,
         robots=(transform,),

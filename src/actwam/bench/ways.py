@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from actwam.bench.latency import Act, acting, group_lengths, summary, take_turns
+from actwam.bench.latency import Act, acting, group_lengths, launched_one_by_one, summary, take_turns
 from actwam.bench.parts import time_parts
 from actwam.bench.roofline import Rates, floor, measure_rates, products_of
 from actwam.bench.shapes import random_observation
@@ -22,7 +23,9 @@ OWN, RELEASED, PACKAGED = "own", "own, as released", "own, packaged"
 """What a policy does; what the released code of GWP-0 does, which computes the context again at every step; and what
 the runner of `actwam package` does, for one observation at a time.
 """
-NOTHING = Exact(context=False, first_step=False, levels=False, room=False)
+COMPILED, NO_GRAPH = "own, compiled", "own, no graph"
+"""With blocks from `torch.compile`; and on a GPU, where a policy's own way is one CUDA graph, kernel by kernel."""
+NOTHING = Exact(context=False, first_step=False, levels=False, room=False, graph=False)
 JOINTLY = {"joint": JOINT, "video first": VIDEO_FIRST}
 
 Actions = Float[np.ndarray, "B K A"]
@@ -38,6 +41,8 @@ class Settings:
     batches: tuple[int, ...] = (1,)
     repeats: int = 50
     warmup: int = 5
+    compiled: bool = False
+    """Also as `Policy.compiled` does it, which takes minutes to compile."""
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:
@@ -77,7 +82,7 @@ def time_ways(
     one, total = seen[: settings.batches[0]], len(settings.batches) + 1
     rates = {precision: _rates(policy, one) for precision, policy in policies.items()}
     reference = _actions(replace(first, exact=NOTHING), seen)
-    found = _measured(_all_ways(policies, one, runners or {}), one, settings, rates, reference)
+    found = _measured(_all_ways(policies, one, runners or {}, settings.compiled), one, settings, rates, reference)
     progress("bench", 1, total)
     for done, batch in enumerate(settings.batches[1:], 2):
         own = [_case(OWN, precision, policy, seen[:batch]) for precision, policy in policies.items()]
@@ -97,10 +102,17 @@ def time_ways(
     }
 
 
-def _all_ways(policies: Mapping[str, Policy], seen: Sequence[Observation], runners: Mapping[str, Any]) -> list[Case]:
+def _all_ways(
+    policies: Mapping[str, Policy], seen: Sequence[Observation], runners: Mapping[str, Any], compiled: bool
+) -> list[Case]:
     cases = []
     for precision, policy in policies.items():
         cases.append(_case(OWN, precision, policy, seen))
+        if policy.device.type == "cuda":
+            cases.append(_case(NO_GRAPH, precision, launched_one_by_one(policy), seen))
+        if compiled:
+            other = policy.compiled()
+            cases.append(Case(COMPILED, precision, policy, acting(other, seen), partial(_actions, other, seen)))
         if precision in runners and len(seen) == 1:
             cases.append(_packaged(runners[precision], precision, policy, seen[0]))
         cases.append(_case(RELEASED, precision, replace(policy, exact=NOTHING), seen))
@@ -111,7 +123,7 @@ def _all_ways(policies: Mapping[str, Policy], seen: Sequence[Observation], runne
 
 
 def _case(way: str, precision: str, policy: Policy, seen: Sequence[Observation]) -> Case:
-    return Case(way, precision, policy, acting(policy, seen), lambda: _actions(policy, seen))
+    return Case(way, precision, policy, acting(policy, seen), partial(_actions, policy, seen))
 
 
 def _packaged(runner: Any, precision: str, policy: Policy, seen: Observation) -> Case:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from actwam.commands.acting import load_policy
 from actwam.commands.options import Json, Precision
@@ -30,6 +30,7 @@ def bench(
     warmup: int = 5,
     threads: int | None = None,
     device: str = "cpu",
+    compiled: Annotated[bool, arg(name="compile")] = False,
     package: bool = False,
     out: Path | None = None,
     as_json: Json = False,
@@ -46,6 +47,7 @@ def bench(
         warmup: Calls before them.
         threads: Of the CPU; as many as PyTorch chooses if not given.
         device: Where the model runs.
+        compiled: Also with blocks that torch.compile makes, which takes minutes.
         package: Also its package for OpenVINO (`actwam package`), which takes minutes to write.
         out: Write the results here as JSON, and a figure beside it as PNG.
         as_json: Print the results as JSON.
@@ -63,7 +65,7 @@ def bench(
         if threads < 1:
             raise ValueError(f"threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
-    settings = Settings(batches=batch, repeats=repeats, warmup=warmup)
+    settings = Settings(batches=batch, repeats=repeats, warmup=warmup, compiled=compiled)
     shapes = {name: None if Path(name).is_dir() else shape_named(name, layers) for name in policies}
     found = {}
     for name, shape in shapes.items():

@@ -49,8 +49,10 @@ class Codec(Protocol):
     def digest(self) -> str:
         """SHA-256 over everything that `encode` depends on, the key of cached latents."""
 
-    def to(self, device: torch.device) -> Codec:
-        """The codec on this device. Use what is returned: a large codec moves itself instead of a copy."""
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Codec:
+        """The codec on this device, computing in `dtype` if it is given and that saves time worth speaking of. Latents
+        and statistics stay float32. Use what is returned: a large codec changes itself instead of a copy.
+        """
 
     def to_json(self) -> dict[str, Any]:
         """`kind` and all else that `tensors` does not hold, for the `config.json` of a checkpoint."""
@@ -125,7 +127,8 @@ class PatchPCACodec:
         parts = (self.mean, self.basis, self.scale)
         return hashlib.sha256(b"".join(x.cpu().contiguous().numpy().tobytes() for x in parts)).hexdigest()
 
-    def to(self, device: torch.device) -> PatchPCACodec:
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> PatchPCACodec:
+        """In float32 always: it is one small product."""
         return replace(self, mean=self.mean.to(device), basis=self.basis.to(device), scale=self.scale.to(device))
 
     def to_json(self) -> dict[str, Any]:

@@ -26,6 +26,17 @@ class TextContext:
         """The instructions of the given rows, so that a batch encodes each distinct instruction once."""
         return TextContext(tuple(tuple((k[rows], v[rows]) for k, v in layer) for layer in self.layers))
 
+    @property
+    def leaves(self) -> list[Tensor]:
+        """All tensors, one after another."""
+        return [side for layer in self.layers for pair in layer for side in pair]
+
+    @classmethod
+    def of_leaves(cls, leaves: Sequence[Tensor], experts: int) -> TextContext:
+        """The inverse of `leaves`."""
+        pairs = list(zip(leaves[::2], leaves[1::2], strict=True))
+        return cls(tuple(tuple(pairs[i : i + experts]) for i in range(0, len(pairs), experts)))
+
     @classmethod
     def stack(cls, contexts: Sequence[TextContext]) -> TextContext:
         """Instructions that were encoded one by one, as one batch."""

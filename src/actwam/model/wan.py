@@ -122,10 +122,12 @@ class WanCodec:
     def digest(self) -> str:
         return self._digest
 
-    def to(self, device: torch.device) -> WanCodec:
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> WanCodec:
         """This codec itself: the weights are moved, because two copies of them would be too many."""
-        self.autoencoder.to(device)
-        self.pictures.to(device)
+        center, spread = self.autoencoder.center, self.autoencoder.spread
+        self.autoencoder.to(device, dtype)
+        self.pictures.to(device, dtype)
+        self.autoencoder.center, self.autoencoder.spread = center.to(device), spread.to(device)
         return self
 
     def to_json(self) -> dict[str, Any]:
