@@ -37,11 +37,11 @@ def plain_losses(
     """The losses of a batch whose latents are not there yet, but the pictures that they are of."""
     model, codec = checkpoint.model, checkpoint.codec
     present, clip = codec.encode(pictures[:, :1]), codec.encode(pictures)
-    clip = torch.from_numpy(checkpoint.future.normalize(clip.numpy()))
-    latents = torch.cat([present, clip[:, :, 1:]], dim=2)
+    clip = torch.from_numpy(checkpoint.future.normalize(clip.cpu().numpy()))
+    latents = torch.cat([present, clip[:, :, 1:].to(present.device)], dim=2)
     noisy = add_noise(replace(batch, latents=latents), objective, generator, model.config.noisy_padding)
-    with torch.autocast("cpu", autocast, enabled=autocast is not None), _dense_attention():
-        text = model.text_context(checkpoint.text.encode(batch.instructions))
+    with torch.autocast(latents.device.type, autocast, enabled=autocast is not None), _dense_attention():
+        text = model.text_context(checkpoint.text.encode(batch.instructions).to(latents.device))
         inputs = [GroupInput(group, value, noisy.sigmas[group][:, None]) for group, value in noisy.values.items()]
         per_token = [replace(item, sigma=item.sigma.expand(-1, model.tokens([item]))) for item in inputs]
         velocities = model(per_token, text, batch.embodiment, checkpoint.table, valid=noisy.present)
@@ -57,7 +57,7 @@ def _dense_attention() -> Iterator[None]:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Float[Tensor, "B N L G"]:
     B, N, L, _ = q.shape
-    hidden = torch.ones(B, 1, L, L, dtype=torch.bool)
+    hidden = torch.ones(B, 1, L, L, dtype=torch.bool, device=q.device)
     start = 0
     for row in sight.rows:
         for first, stop in row.keys:
@@ -65,6 +65,6 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Float[Tensor, "B N
         start += row.length
     if sight.present is not None:
         hidden |= ~sight.present
-    mask = torch.zeros(B, N, L, L, dtype=q.dtype).masked_fill(hidden, float("-inf"))
+    mask = torch.zeros(B, N, L, L, dtype=q.dtype, device=q.device).masked_fill(hidden, float("-inf"))
     out: Any = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return out
