@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,15 +32,15 @@ def capture(function: Function, inputs: Sequence[Tensor]) -> Captured:
 
     Under inference mode, as `Policy` calls it, nothing is kept for a backward pass.
     """
-    own, side = tuple(tensor.clone() for tensor in inputs), torch.cuda.Stream(inputs[0].device)
-    side.wait_stream(torch.cuda.current_stream(inputs[0].device))
-    with torch.cuda.stream(side):
-        for _ in range(WARMUP):
-            function(*own)
-    torch.cuda.current_stream(inputs[0].device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = function(*own)
+    with torch.cuda.device(inputs[0].device):
+        own, side, graph = tuple(tensor.clone() for tensor in inputs), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARMUP):
+                function(*own)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            output = function(*own)
     return Captured(own, output, graph.replay)
 
 
@@ -54,6 +55,7 @@ class Graphs:
     def __init__(self, capture: Callable[[Function, Sequence[Tensor]], Captured] = capture) -> None:
         self._capture = capture
         self._kept: dict[Hashable, _Graph] = {}
+        self._one_at_a_time = threading.Lock()
 
     def call(
         self,
@@ -67,22 +69,24 @@ class Graphs:
         """`function(*inputs)`, where the function is the same for the same `name`, reads the weights of `modules` and
         the objects `made_from`. Says by a warning when other shapes than before cost a capture.
         """
-        key = name, tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
-        graph = self._kept.pop(key, None)
-        if graph is None or not graph.holds(made_from):
-            if any(other[0] == name for other in self._kept if isinstance(other, tuple)):
-                warnings.warn(
-                    f"a CUDA graph is captured for inputs of {', '.join(str(tuple(x.shape)) for x in inputs[:3])}, "
-                    "unlike those before: this call takes longer",
-                    stacklevel=2,
-                )
-            graph = _Graph(self._capture(function, inputs), tuple(made_from), _places(modules))
-        self._kept[key] = graph  # the newest come last
-        for old in list(self._kept)[:-KEPT]:
-            del self._kept[old]
-        torch._foreach_copy_(list(graph.captured.inputs), list(inputs), non_blocking=True)  # as few kernels as can be
-        graph.captured.replay()
-        return graph.captured.output.clone()
+        with self._one_at_a_time:
+            key = name, tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
+            graph = self._kept.pop(key, None)
+            if graph is None or not graph.holds(made_from):
+                if any(other[0] == name for other in self._kept if isinstance(other, tuple)):
+                    warnings.warn(
+                        f"a CUDA graph is captured for inputs of {', '.join(str(tuple(x.shape)) for x in inputs[:3])}, "
+                        "unlike those before: this call takes longer",
+                        stacklevel=2,
+                    )
+                graph = _Graph(self._capture(function, inputs), tuple(made_from), _places(modules))
+            self._kept[key] = graph  # the newest come last
+            for old in list(self._kept)[:-KEPT]:
+                del self._kept[old]
+            # as few kernels as can be: an instruction alone is a hundred tensors
+            torch._foreach_copy_(list(graph.captured.inputs), list(inputs), non_blocking=True)
+            graph.captured.replay()
+            return graph.captured.output.clone()
 
 
 Place = tuple[Mapping[str, Tensor | None], str, int]

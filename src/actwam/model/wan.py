@@ -125,7 +125,7 @@ class WanCodec:
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> WanCodec:
         """This codec itself: the weights are moved, because two copies of them would be too many."""
         center, spread = self.autoencoder.center, self.autoencoder.spread
-        self.autoencoder.to(device, dtype)
+        nn.Module.to(self.autoencoder, device, dtype)  # diffusers' own warns of layers that this one does not have
         self.pictures.to(device, dtype)
         self.autoencoder.center, self.autoencoder.spread = center.to(device), spread.to(device)
         return self
