@@ -27,9 +27,9 @@ from actwam.data.transforms import RobotTransform
 from actwam.memory import Need, Tokens, acting_need, device_of, encoding
 from actwam.model.files import DTYPES, Precision
 from actwam.model.transformer import TextContext
-from actwam.sampler import ALL, Exact, Levels, look_back, sample
+from actwam.sampler import ALL, NOTHING, Approximate, Exact, Levels, Sampling, Start, look_back, sample
 from actwam.tokens import Table, denoised, plan
-from actwam.types import ActionChunk, Context, Group, Memory, Observation
+from actwam.types import ActionChunk, Context, Group, Memory, Observation, Previous
 
 TEXTS = 8
 """Instructions whose keys and values a policy keeps: the last ones it was given. In bfloat16 each takes 24 MB (GWP-0)
@@ -62,7 +62,9 @@ class Encoded:
 @dataclass(frozen=True, eq=False)
 class Policy:
     """A checkpoint that acts for one of its robots. `table` may be replaced to decode the same weights differently, and
-    `exact` to see what the speed-ups bring that change nothing else.
+    `exact` to see what the speed-ups bring that change nothing else; those of `approximate` change what comes of it.
+
+    Raises ValueError on approximations that do not fit the table or the schedule.
     """
 
     checkpoint: Checkpoint
@@ -70,8 +72,12 @@ class Policy:
     table: Table
     device: torch.device
     exact: Exact = ALL
+    approximate: Approximate = NOTHING
     _texts: dict[str, TextContext] = field(default_factory=dict)
     _levels: Levels = field(default_factory=Levels)
+
+    def __post_init__(self) -> None:
+        self.approximate.require_fitting(self.sampling, self.table)
 
     @classmethod
     def load(
@@ -81,18 +87,20 @@ class Policy:
         robot: str | None = None,
         device: str = "cpu",
         precision: Precision = "auto",
+        approximate: Approximate = NOTHING,
     ) -> Policy:
         """Read and verify a checkpoint folder, or the newest checkpoint of a training run.
 
         `precision` is what the model computes in, "auto" what its weights are stored in. Raises ValueError on an
-        unknown device, a damaged checkpoint, a robot that it does not know, and an imported one that has no robot yet.
+        unknown device, a damaged checkpoint, a robot that it does not know, an imported one that has no robot yet, and
+        approximations that do not fit.
         """
         place = device_of(device)
         checkpoint = load(Path(folder))
         transform = checkpoint.robot(robot)
         checkpoint.model.to(place, DTYPES.get(precision))
         checkpoint = replace(checkpoint, codec=checkpoint.codec.to(place))
-        return cls(checkpoint, transform, checkpoint.table, place)
+        return cls(checkpoint, transform, checkpoint.table, place, approximate=approximate)
 
     @staticmethod
     def need(folder: Path | str, *, device: str = "cpu", precision: Precision = "auto") -> Need:
@@ -129,6 +137,11 @@ class Policy:
         )
 
     @property
+    def sampling(self) -> Sampling:
+        """The checkpoint's schedule, with as many steps as are asked for."""
+        return self.approximate.sampling(self.checkpoint.sampling)
+
+    @property
     def history_spacing(self) -> int:
         """Control steps from one call to the next that a policy was trained for that looks back; 0 when it does not."""
         return self.checkpoint.window.history_spacing
@@ -147,17 +160,23 @@ class Policy:
         observations: Sequence[Observation],
         seeds: Sequence[int],
         memories: Sequence[Memory | None] | None = None,
+        previous: Sequence[Previous | None] | None = None,
     ) -> tuple[list[ActionChunk], list[Memory | None]]:
         """`act` for many observations in one call of the model, or one for each length of memory.
 
         A memory is what the call before, `history_spacing` control steps ago, returned for the same episode, and None
         at its beginning. A policy that does not look back returns None for all. What was seen is remembered, and
         never what was imagined.
+
+        With `approximate.warm_steps`, an episode goes on from its `previous` chunk; without, nobody looks at it. Raises
+        ValueError as `act` does, and on a previous chunk of another length or width.
         """
         chunks: dict[int, ActionChunk] = {}
         after: dict[int, Memory | None] = {}
-        for rows, encoded in self._encoded(observations, seeds, memories):
-            values = self._sample(encoded, [Group.ACTION], [seeds[row] for row in rows])
+        going_on = None if self.approximate.warm_steps is None else previous
+        for rows, encoded in self._encoded(observations, seeds, memories, going_on):
+            start = self._start([going_on[row] for row in rows], encoded.states) if going_on else None
+            values = self._sample(encoded, [Group.ACTION], [seeds[row] for row in rows], start)
             chunks.update(zip(rows, self._chunks(values[Group.ACTION], encoded.states), strict=True))
             after.update(zip(rows, self._remember(encoded, [observations[row] for row in rows]), strict=True))
         return [chunks[row] for row in range(len(chunks))], [after[row] for row in range(len(after))]
@@ -224,20 +243,23 @@ class Policy:
         observations: Sequence[Observation],
         seeds: Sequence[int],
         memories: Sequence[Memory | None] | None,
+        previous: Sequence[Previous | None] | None = None,
     ) -> Iterator[tuple[list[int], Encoded]]:
-        """The observations encoded, and which they are, together where as much is looked back on.
+        """The observations encoded, and which they are, together where as much is looked back on, and where all or none
+        have a previous chunk.
 
-        Raises ValueError unless each has a seed, and a memory if any has.
+        Raises ValueError unless each has a seed, and a memory or a previous chunk if any has.
         """
         memories = [None] * len(observations) if memories is None else memories
-        for what, some in (("seeds", seeds), ("memories", memories)):
+        previous = [None] * len(observations) if previous is None else previous
+        for what, some in (("seeds", seeds), ("memories", memories), ("previous chunks", previous)):
             if len(some) != len(observations):
                 raise ValueError(f"{len(observations)} observations need as many {what}, not {len(some)}")
         pasts = [self._past(memory, seen.instruction) for memory, seen in zip(memories, observations, strict=True)]
         alike: dict[tuple[int, ...], list[int]] = {}
         for row, past in enumerate(pasts):
             key = (past.seen.shape[2], past.context is None) if past else ()
-            alike.setdefault(key, []).append(row)
+            alike.setdefault((previous[row] is None, *key), []).append(row)
         for rows in alike.values():
             found = [past for row in rows if (past := pasts[row])]
             yield rows, self.encode([observations[row] for row in rows], found)
@@ -323,8 +345,21 @@ class Policy:
     def _embed(self, instruction: str) -> TextContext:
         return self.checkpoint.model.text_context(self.checkpoint.text.encode([instruction]).to(self.device))
 
+    def _start(self, previous: Sequence[Previous | None], states: Float[np.ndarray, "B s"]) -> Start | None:
+        """Where actions begin that go on from previous chunks, relative to the states of now; None where there are
+        none. Raises ValueError on a chunk of another length.
+        """
+        found = [each.continued() for each in previous if each]
+        if not found or self.approximate.warm_steps is None:
+            return None
+        horizon = self.checkpoint.window.action_horizon
+        if wrong := [len(actions) for actions in found if len(actions) != horizon]:
+            raise ValueError(f"a previous chunk has {wrong[0]} actions, and those of this policy have {horizon}")
+        guesses = torch.from_numpy(self.robot.model_action(np.stack(found), states)).to(self.device)
+        return Start({Group.ACTION: guesses}, self.approximate.warm_steps)
+
     def _sample(
-        self, encoded: Encoded, wanted: Iterable[Group], seeds: Sequence[int]
+        self, encoded: Encoded, wanted: Iterable[Group], seeds: Sequence[int], start: Start | None = None
     ) -> dict[Group, Float[Tensor, "B ..."]]:
         noisy = denoised(plan(self.table, wanted, encoded.given))
         values, _ = sample(
@@ -335,10 +370,12 @@ class Policy:
             wanted=wanted,
             text=encoded.text,
             embodiment=self._embodiment(len(seeds)),
-            sampling=self.checkpoint.sampling,
+            sampling=self.sampling,
             context=encoded.context,
             exact=self.exact,
-            levels=self._levels.ready(self.checkpoint.model, self.checkpoint.sampling),
+            levels=self._levels.ready(self.checkpoint.model, self.sampling),
+            extrapolate=self.approximate.extrapolate,
+            start=start,
         )
         return values
 
