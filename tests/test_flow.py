@@ -134,3 +134,28 @@ def test_the_schedule_of_diffusers() -> None:
     assert flow.diffusers_schedule(10, 5.0)[-2:].tolist() == pytest.approx([0.024414, 0.0], abs=1e-6)
     with pytest.raises(ValueError, match="num_steps"):
         flow.diffusers_schedule(0, 5.0)
+
+
+def test_extrapolated_steps_are_exact_where_velocity_is_a_line_in_sigma() -> None:
+    """The solution is a parabola then: Euler misses it, the two-step method does not."""
+    slope = NOISE
+    levels = flow.schedule(5, 3.0).tolist()
+    value, before = CLEAN + slope / 2, None  # the solution CLEAN + slope * sigma ** 2 / 2, at sigma 1
+    for step, (now, then) in enumerate(pairwise(levels)):
+        # the first step, before which there is none, is given the mean velocity itself
+        velocity = slope * (now + then) / 2 if before is None else slope * now
+        if before is not None:
+            velocity = flow.mean_velocity(velocity, before, levels[step - 1], now, then)
+        value, before = flow.euler(value, velocity, now, then), slope * now
+    assert torch.allclose(value, CLEAN, atol=1e-5)
+
+
+def test_a_held_velocity_is_one_longer_step() -> None:
+    """So that step caches which hold it, or the clean value or the noise that it points to, are fewer Euler steps."""
+    held = flow.euler(flow.euler(CLEAN, NOISE, 0.8, 0.6), NOISE, 0.6, 0.2)
+    assert torch.allclose(held, flow.euler(CLEAN, NOISE, 0.8, 0.2), atol=1e-6)
+    clean = CLEAN - 0.8 * NOISE  # what the velocity points to
+    first = flow.euler(CLEAN, (CLEAN - clean) / 0.8, 0.8, 0.6)
+    assert torch.allclose(flow.euler(first, (first - clean) / 0.6, 0.6, 0.2), held, atol=1e-6)
+    for flow_shift in (1.0, 5.0):
+        assert torch.allclose(flow.schedule(10, flow_shift)[::2], flow.schedule(5, flow_shift))

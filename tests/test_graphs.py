@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from actwam.graphs import KEPT, Captured, Function, Graphs
 from actwam.policy import Policy
-from actwam.sampler import Exact
+from actwam.sampler import Approximate, Exact
 from actwam.tokens import ACTION_ONLY, JOINT
-from actwam.types import Observation
+from actwam.types import Observation, Previous
 
 OFF = Exact(graph=False)
 
@@ -150,6 +150,21 @@ def test_other_ways_to_decode_have_graphs_of_their_own(replayed: Recorder) -> No
     other = replace(acting, table=ACTION_ONLY)
     assert np.abs(actions(acting, 2) - actions(other, 2)).max() < 1e-6  # the table of one is part of the other's
     assert replayed.captures == 2
+
+
+def test_a_warm_start_is_replayed_too(replayed: Recorder) -> None:
+    acting = policy(replayed, approximate=Approximate(warm_steps=2))
+    seen, seeds = observations(3), range(3)
+    chunks, _ = acting.act_batch(seen, seeds)
+    previous = [Previous(chunk, 1) for chunk in chunks[:2]] + [None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found, expected = (
+            each.act_batch(seen, seeds, None, previous)[0] for each in (acting, replace(acting, exact=OFF))
+        )
+    assert all(np.abs(a.actions - b.actions).max() < 1e-5 for a, b in zip(found, expected, strict=True))
+    assert np.abs(found[0].actions - chunks[0].actions).max() > 1e-3
+    assert replayed.captures == 3  # all anew; two that go on, and the third, alone
 
 
 def test_as_many_seeds_as_observations_are_needed(replayed: Recorder) -> None:

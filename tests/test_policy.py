@@ -18,8 +18,9 @@ from actwam.data.transforms import FutureTransform
 from actwam.memory import Ledger, Tokens, acting_need
 from actwam.model.text import HashedWords
 from actwam.policy import TEXTS, Policy
+from actwam.sampler import Approximate
 from actwam.tokens import ACTION_CENTERED, ACTION_ONLY, BIDIRECTIONAL, JOINT, UNCOUPLED, VIDEO_FIRST
-from actwam.types import Group, Observation
+from actwam.types import ActionChunk, Group, Observation, Previous
 
 
 def policy(index: int = 0, checkpoint: Checkpoint | None = None) -> Policy:
@@ -401,3 +402,77 @@ def test_the_need_counts_the_latent_frames_of_the_codec(tmp_path: Path) -> None:
     )
     # about: masks, which the model keeps between calls, are counted where they are made
     assert Policy.need(tmp_path / "joint").activations == pytest.approx(counted.activations, rel=0.05)
+
+
+def test_fewer_steps_are_those_of_a_checkpoint_that_has_as_few() -> None:
+    seen = observations(2)
+    few = tiny.checkpoint(sampling=replace(tiny.SAMPLING, num_steps=2))
+    found = replace(policy(), approximate=Approximate(num_steps=2)).act_batch(seen, [0, 1])[0]
+    for ours, theirs in zip(found, policy(0, few).act_batch(seen, [0, 1])[0], strict=True):
+        assert np.array_equal(ours.actions, theirs.actions)
+    assert policy().sampling == tiny.SAMPLING
+
+
+def test_what_is_switched_off_changes_no_bit() -> None:
+    seen, previous = observations(2), [Previous(ActionChunk(np.ones((tiny.HORIZON, 3), np.float32)), 2), None]
+    before = policy().act_batch(seen, [0, 1])[0]
+    as_many = Approximate(num_steps=tiny.SAMPLING.num_steps)
+    full = Approximate(warm_steps=tiny.SAMPLING.num_steps)  # from pure noise
+    for approximate, handed in (
+        (Approximate(), previous),
+        (as_many, previous),
+        (full, [previous[0]] * 2),
+        (full, None),
+    ):
+        found = replace(policy(), approximate=approximate).act_batch(seen, [0, 1], previous=handed)[0]
+        assert all(np.array_equal(a.actions, b.actions) for a, b in zip(before, found, strict=True))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_warm_start_goes_on_from_what_remains_relative_to_the_new_state(index: int) -> None:
+    """Robot 1 has dimensions that are relative to the state. Without noise, what remains would be the guess itself."""
+    robot = replace(policy(index, trained()), approximate=Approximate(warm_steps=1))
+    first, second = observations(2, index)
+    chunk = robot.act(first)
+    start = robot._start([Previous(chunk, 1)], second.state[None])
+    assert start is not None
+    remaining = chunk.actions[[1, 2, 3, 3]]
+    guess = start.guesses[Group.ACTION].numpy()
+    assert np.array_equal(guess, robot.robot.model_action(remaining[None], second.state[None]))
+    assert np.abs(robot.robot.robot_action(guess, second.state[None]) - remaining).max() < 1e-5
+    warm = robot.act_batch([second], [0], previous=[Previous(chunk, 1)])[0][0].actions
+    assert np.abs(warm - robot.act(second).actions).max() > 1e-3  # which starts from pure noise
+
+
+def test_warm_and_cold_rows_of_a_batch_equal_one_by_one() -> None:
+    robot, seen = replace(policy(), approximate=Approximate(warm_steps=2)), observations(3)
+    previous = [None, Previous(robot.act(seen[0]), 1), Previous(robot.act(seen[1]), 3)]
+    together = robot.act_batch(seen, [4, 5, 6], previous=previous)[0]
+    for row, chunk in enumerate(together):
+        alone = robot.act_batch([seen[row]], [4 + row], previous=[previous[row]])[0][0]
+        assert np.abs(chunk.actions - alone.actions).max() < 1e-5
+
+
+def test_approximations_come_with_the_checkpoint_and_must_fit_it(tmp_path: Path) -> None:
+    save(tiny.checkpoint(), tmp_path / "saved")
+    loaded = Policy.load(tmp_path / "saved", robot="robot_0", approximate=Approximate(num_steps=1))
+    expected = replace(policy(), approximate=Approximate(num_steps=1)).act(observations(1)[0]).actions
+    assert np.abs(loaded.act(observations(1)[0]).actions - expected).max() < 1e-4  # weights lie elsewhere in memory
+    with pytest.raises(ValueError, match="warm_steps is 4, and the schedule has only 3 steps"):
+        Policy.load(tmp_path / "saved", robot="robot_0", approximate=Approximate(warm_steps=4))
+    with pytest.raises(ValueError, match="table JOINT denoises actions together with a future"):
+        replace(policy(), approximate=Approximate(warm_steps=1), table=JOINT)
+
+
+def test_previous_chunks_that_do_not_fit_are_refused() -> None:
+    robot, seen = replace(policy(), approximate=Approximate(warm_steps=1)), observations(2)
+    chunk = robot.act(seen[0])
+    for executed in (-1, tiny.HORIZON):
+        with pytest.raises(ValueError, match=f"{executed} of 4 actions were executed"):
+            Previous(chunk, executed)
+    with pytest.raises(ValueError, match="2 observations need as many previous chunks, not 1"):
+        robot.act_batch(seen, [0, 1], previous=[Previous(chunk, 1)])
+    with pytest.raises(ValueError, match="a previous chunk has 3 actions, and those of this policy have 4"):
+        robot.act_batch(seen[:1], [0], previous=[Previous(ActionChunk(chunk.actions[:3]), 1)])
+    with pytest.raises(ValueError, match="actions must end in the 3 of"):
+        robot.act_batch(seen[:1], [0], previous=[Previous(ActionChunk(chunk.actions[:, :2]), 1)])

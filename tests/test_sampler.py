@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from actwam import flow
 from actwam.model.transformer import GroupInput, WorldActionTransformer
-from actwam.sampler import Exact, Levels, Sampling, sample
+from actwam.sampler import Approximate, Exact, Levels, Sampling, Start, sample
 from actwam.tokens import ACTION_CENTERED, BIDIRECTIONAL, JOINT, TABLES, UNCOUPLED, VIDEO_FIRST, Table
 from actwam.types import Context, Group
 
@@ -52,6 +53,7 @@ def draw(
     given: Mapping[Group, Tensor] | None = None,
     start: Mapping[Group, Tensor] | None = None,
     context: Context | None = None,
+    begin: Start | None = None,
     **options: Any,
 ) -> tuple[Values, Context | None]:
     settings: dict[str, Any] = {"sampling": tiny.SAMPLING, **options}
@@ -64,6 +66,7 @@ def draw(
         text=tiny.text(model),
         embodiment=tiny.embodiments(),
         context=context,
+        start=begin,
         **settings,
     )
 
@@ -270,3 +273,84 @@ def test_levels_are_the_schedule_of_the_group() -> None:
     sampling = Sampling(num_steps=4, action_shift=5.0, future_shift=1.0)
     assert sampling.levels(FUT) == (1.0, 0.75, 0.5, 0.25, 0.0)
     assert sampling.levels(ACT) == tuple(flow.schedule(4, 5.0).tolist())
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
+def test_extrapolation_is_two_step_adams_bashforth(model: WorldActionTransformer, table: Table) -> None:
+    """Against the formula written out, for what is denoised first; one step has nothing to extrapolate from."""
+    one = replace(tiny.SAMPLING, num_steps=1)
+    assert (
+        largest_difference(
+            draw(model, table, [ACT], sampling=one)[0], draw(model, table, [ACT], sampling=one, extrapolate=True)[0]
+        )
+        == 0
+    )
+    values, before = {**clean(), **{group: noise()[group] for group in ORDER[table.name][0]}}, None
+    with torch.no_grad():
+        for step in range(3):
+            levels = {group: tiny.SAMPLING.levels(group) for group in (ACT, FUT)}
+            sigmas = {g: levels[g][step] if g in ORDER[table.name][0] else 0.0 for g in values}
+            inputs = [GroupInput(g, v, torch.full((len(v), 1), sigmas[g])) for g, v in values.items()]
+            found = model(inputs, tiny.text(model), tiny.embodiments(), table)
+            for group in ORDER[table.name][0]:
+                old, now, then = levels[group][max(step - 1, 0)], *levels[group][step : step + 2]
+                ratio = 0.0 if before is None else (then - now) / (now - old) / 2
+                mean = found[group] + ratio * (found[group] - (before or found)[group])
+                values[group] = values[group] + (then - now) * mean
+            before = found
+    wanted = ORDER[table.name][0]
+    fast, _ = draw(model, table, wanted, extrapolate=True)
+    assert largest_difference({g: fast[g] for g in wanted}, {g: values[g] for g in wanted}) < 1e-5
+    assert largest_difference(fast, draw(model, table, wanted)[0]) > 1e-4
+
+
+@pytest.mark.parametrize("table", [ACTION_CENTERED, VIDEO_FIRST], ids=lambda table: table.name)
+def test_a_start_runs_the_last_steps_from_its_noised_guess(model: WorldActionTransformer, table: Table) -> None:
+    guess = tiny.inputs(seed=8)[ACT].value
+    warm, _ = draw(model, table, [ACT], begin=Start({ACT: guess}, 2))
+    given = clean() | ({} if table is ACTION_CENTERED else {FUT: draw(model, table, [FUT])[0][FUT]})
+    levels = tiny.SAMPLING.levels(ACT)
+    value = (1 - levels[1]) * guess + levels[1] * noise()[ACT]
+    with torch.no_grad():
+        for now, then in pairwise(levels[1:]):
+            values = {**given, ACT: value}
+            inputs = [GroupInput(g, v, torch.full((3, 1), now if g is ACT else 0.0)) for g, v in values.items()]
+            value = value + (then - now) * model(inputs, tiny.text(model), tiny.embodiments(), table)[ACT]
+    assert largest_difference({ACT: warm[ACT]}, {ACT: value}) < 1e-5
+
+
+def test_a_start_at_pure_noise_is_no_start(model: WorldActionTransformer) -> None:
+    for exact in (Exact(), Exact(first_step=False), Exact(context=False)):
+        cold, _ = draw(model, ACTION_CENTERED, [ACT, FUT], exact=exact)
+        warm, _ = draw(
+            model, ACTION_CENTERED, [ACT, FUT], exact=exact, begin=Start({ACT: tiny.inputs(seed=8)[ACT].value}, 3)
+        )
+        assert largest_difference(cold, warm) == 0
+        guess = Start({ACT: tiny.inputs(seed=8)[ACT].value}, 1)
+        slow, _ = draw(model, ACTION_CENTERED, [ACT], exact=Exact(first_step=False, room=False), begin=guess)
+        assert largest_difference(draw(model, ACTION_CENTERED, [ACT], exact=exact, begin=guess)[0], slow) < 1e-5
+
+
+def test_a_start_spares_passes_of_the_model(model: WorldActionTransformer) -> None:
+    guess = Start({ACT: tiny.inputs(seed=8)[ACT].value}, 1)
+    assert seen_groups(model, ACTION_CENTERED, [ACT], begin=guess) == [({OBS, STATE}, {ACT})]
+
+
+@pytest.mark.parametrize(
+    ("settings", "table", "said"),
+    [
+        ({"num_steps": 0}, ACTION_CENTERED, "num_steps must be at least 1, or None, not 0"),
+        ({"warm_steps": -1}, ACTION_CENTERED, "warm_steps must be at least 1, or None, not -1"),
+        ({"warm_steps": 4}, ACTION_CENTERED, "warm_steps is 4, and the schedule has only 3 steps"),
+        ({"num_steps": 1, "warm_steps": 2}, ACTION_CENTERED, "the schedule has only 1 steps"),
+        ({"warm_steps": 1}, JOINT, "table JOINT denoises actions together with a future"),
+        ({"warm_steps": 1}, BIDIRECTIONAL, "set warm_steps to None"),
+    ],
+)
+def test_approximations_that_cannot_be_are_refused(settings: dict[str, int], table: Table, said: str) -> None:
+    def use() -> None:
+        made = Approximate(**settings)
+        made.require_fitting(made.sampling(tiny.SAMPLING), table)
+
+    with pytest.raises(ValueError, match=said):
+        use()

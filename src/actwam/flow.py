@@ -79,6 +79,20 @@ def diffusers_schedule(num_steps: int, flow_shift: float) -> Float[Tensor, "{num
     return torch.cat([levels, torch.zeros(1, dtype=torch.float64)]).float()
 
 
+def mean_velocity(
+    velocity: Float[Tensor, "..."],
+    before: Float[Tensor, "..."],
+    sigma_before: float,
+    sigma: float,
+    next_sigma: float,
+) -> Float[Tensor, "..."]:
+    """The mean velocity of the step from `sigma` down to `next_sigma`, on the straight line in sigma through that at
+    `sigma_before` and that at `sigma`: a step with it is one of the two-step Adams-Bashforth method with variable steps
+    (Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, 1993, section III.5).
+    """
+    return velocity + (next_sigma - sigma) / (2 * (sigma - sigma_before)) * (velocity - before)
+
+
 def euler(
     noisy: Float[Tensor, "..."], velocity: Float[Tensor, "..."], sigma: float, next_sigma: float
 ) -> Float[Tensor, "..."]:

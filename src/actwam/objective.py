@@ -94,12 +94,11 @@ def add_noise(
         Group.ACTION: embodied,
         Group.FUTURE: has_future,
     }
-    absent = {group for group, who in present.items() if not who.any()}
+    keep = _there(present)
     weighs = {
         Group.ACTION: batch.action_valid & _modes(batch, NOISY_ACTION)[:, None, None],
         Group.FUTURE: (batch.future_valid & _modes(batch, NOISY_FUTURE)[:, None])[:, None, :, None, None],
     }
-    keep = [group for group in Group if group not in absent]
     return NoisyBatch(
         values={group: values[group] for group in keep},
         sigmas={group: sigmas[group] for group in keep},
@@ -107,6 +106,44 @@ def add_noise(
         present={group: who for group, who in present.items() if group in keep and not who.all()},
         weighs={group: weighs[group] for group in keep if group in draws and draws[group][2] & set(batch.modes)},
     )
+
+
+def towards(
+    batch: Batch,
+    actions: Float[Tensor, "B K A"],
+    noise: Float[Tensor, "B K A"],
+    sigma: Float[Tensor, "B"],
+) -> NoisyBatch:
+    """The observations of a batch, with `actions` of a teacher in place of its own, at these noise levels. No future.
+
+    Whole chunks count, also past the end of an episode: a teacher has an answer there too. Padded dimensions do not.
+    """
+    clean, B = torch.zeros_like(sigma), len(sigma)
+    values = {
+        Group.HISTORY: batch.history,
+        Group.OBSERVATION: batch.latents[:, :, :1],
+        Group.STATE: batch.state[:, None],
+        Group.ACTION: flow.interpolate(actions, noise, sigma),
+    }
+    present = {
+        Group.HISTORY: batch.history_valid,
+        Group.STATE: batch.state_valid,
+        Group.FUTURE: torch.zeros(B, dtype=torch.bool),
+    }
+    keep = _there(present)
+    return NoisyBatch(
+        values={group: values[group] for group in keep},
+        sigmas={group: sigma if group is Group.ACTION else clean for group in keep},
+        targets={Group.ACTION: flow.velocity(actions, noise)},
+        present={group: who for group, who in present.items() if group in keep and not who.all()},
+        # the first step lies in the episode, so it tells which dimensions exist
+        weighs={Group.ACTION: batch.action_valid[:, :1]},
+    )
+
+
+def _there(present: dict[Group, Bool[Tensor, "B ..."]]) -> list[Group]:
+    """All groups but those that no sample has."""
+    return [group for group in Group if group not in present or bool(present[group].any())]
 
 
 def masked_mse(

@@ -29,9 +29,10 @@ from actwam.graphs import Graphs
 from actwam.memory import Need, Tokens, acting_need, device_of, encoding
 from actwam.model.files import DTYPES, Precision
 from actwam.model.transformer import TextContext
-from actwam.sampler import ALL, Exact, Levels, look_back, sample
+from actwam.recall import remembered, together
+from actwam.sampler import ALL, NOTHING, Approximate, Exact, Levels, Sampling, Start, look_back, sample
 from actwam.tokens import NEVER_NOISY, Table, denoised, plan
-from actwam.types import ActionChunk, Context, Group, Memory, Observation
+from actwam.types import ActionChunk, Context, Group, Memory, Observation, Previous
 
 TEXTS = 8
 """Instructions whose keys and values a policy keeps: the last ones it was given. In bfloat16 each takes 24 MB (GWP-0)
@@ -64,7 +65,9 @@ class Encoded:
 @dataclass(frozen=True, eq=False)
 class Policy:
     """A checkpoint that acts for one of its robots. `table` may be replaced to decode the same weights differently, and
-    `exact` to see what the speed-ups bring that change nothing else.
+    `exact` to see what the speed-ups bring that change nothing else; those of `approximate` change what comes of it.
+
+    Raises ValueError on approximations that do not fit the table or the schedule.
     """
 
     checkpoint: Checkpoint
@@ -72,9 +75,13 @@ class Policy:
     table: Table
     device: torch.device
     exact: Exact = ALL
+    approximate: Approximate = NOTHING
     _texts: dict[str, TextContext] = field(default_factory=dict)
     _levels: Levels = field(default_factory=Levels)
     _graphs: Graphs = field(default_factory=Graphs)
+
+    def __post_init__(self) -> None:
+        self.approximate.require_fitting(self.sampling, self.table)
 
     @classmethod
     def load(
@@ -84,19 +91,20 @@ class Policy:
         robot: str | None = None,
         device: str = "cpu",
         precision: Precision = "auto",
+        approximate: Approximate = NOTHING,
     ) -> Policy:
         """Read and verify a checkpoint folder, or the newest checkpoint of a training run.
 
         `precision` is what model and codec compute in, "auto" what the weights of each are stored in. Raises ValueError
-        on an unknown device, a damaged checkpoint, a robot that it does not know, and an imported one that has no robot
-        yet.
+        on an unknown device, a damaged checkpoint, a robot that it does not know, an imported one that has no robot
+        yet, and approximations that do not fit.
         """
         place = device_of(device)
         checkpoint = load(Path(folder))
         transform = checkpoint.robot(robot)
         checkpoint.model.to(place, DTYPES.get(precision))
         checkpoint = replace(checkpoint, codec=checkpoint.codec.to(place, DTYPES.get(precision)))
-        return cls(checkpoint, transform, checkpoint.table, place)
+        return cls(checkpoint, transform, checkpoint.table, place, approximate=approximate)
 
     @staticmethod
     def need(folder: Path | str, *, device: str = "cpu", precision: Precision = "auto") -> Need:
@@ -146,6 +154,11 @@ class Policy:
         return replace(self, checkpoint=checkpoint, _levels=Levels(), _graphs=Graphs())
 
     @property
+    def sampling(self) -> Sampling:
+        """The checkpoint's schedule, with as many steps as are asked for."""
+        return self.approximate.sampling(self.checkpoint.sampling)
+
+    @property
     def history_spacing(self) -> int:
         """Control steps from one call to the next that a policy was trained for that looks back; 0 when it does not."""
         return self.checkpoint.window.history_spacing
@@ -164,22 +177,32 @@ class Policy:
         observations: Sequence[Observation],
         seeds: Sequence[int],
         memories: Sequence[Memory | None] | None = None,
+        previous: Sequence[Previous | None] | None = None,
     ) -> tuple[list[ActionChunk], list[Memory | None]]:
         """`act` for many observations in one call of the model, or one for each length of memory.
 
         A memory is what the call before, `history_spacing` control steps ago, returned for the same episode, and None
         at its beginning. A policy that does not look back returns None for all. What was seen is remembered, and
         never what was imagined.
+
+        With `approximate.warm_steps`, an episode goes on from its `previous` chunk; without, nobody looks at it. Raises
+        ValueError as `act` does, and on a previous chunk of another length or width.
         """
-        if self._replays:
-            self._pasts(observations, seeds, memories)  # of which there are none
-            return self._replay(observations, seeds), [None] * len(observations)
         chunks: dict[int, ActionChunk] = {}
         after: dict[int, Memory | None] = {}
-        for rows, encoded in self._encoded(observations, seeds, memories):
-            values = self._sample(encoded, [Group.ACTION], [seeds[row] for row in rows])
-            chunks.update(zip(rows, self._chunks(values[Group.ACTION], encoded.states), strict=True))
-            after.update(zip(rows, self._remember(encoded, [observations[row] for row in rows]), strict=True))
+        previous = None if self.approximate.warm_steps is None else previous
+        for rows, pasts in self._together(observations, seeds, memories, previous):
+            some, own = [observations[row] for row in rows], [seeds[row] for row in rows]
+            states = np.stack([observation.state for observation in some])
+            start = self._start([previous[row] for row in rows], states) if previous else None
+            if self._replays:
+                actions = self._replay(some, own, start)
+                after.update(dict.fromkeys(rows))
+            else:
+                encoded = self.encode(some, pasts)
+                actions = self._sample(encoded, [Group.ACTION], own, start)[Group.ACTION]
+                after.update(zip(rows, self._remember(encoded, some), strict=True))
+            chunks.update(zip(rows, self._chunks(actions, states), strict=True))
         return [chunks[row] for row in range(len(chunks))], [after[row] for row in range(len(after))]
 
     def remember(
@@ -187,8 +210,9 @@ class Policy:
     ) -> list[Memory | None]:
         """The memories that `act_batch` would return, without acting."""
         after: dict[int, Memory | None] = {}
-        for rows, encoded in self._encoded(observations, range(len(observations)), memories):
-            after.update(zip(rows, self._remember(encoded, [observations[row] for row in rows]), strict=True))
+        for rows, pasts in self._together(observations, range(len(observations)), memories):
+            some = [observations[row] for row in rows]
+            after.update(zip(rows, self._remember(self.encode(some, pasts), some), strict=True))
         return [after[row] for row in range(len(after))]
 
     def imagine(
@@ -217,7 +241,8 @@ class Policy:
             if actions.shape[:2] != shape:
                 raise ValueError(f"imagine needs {shape[1]} actions for each observation, not shape {actions.shape}")
         imagined: dict[int, Imagination] = {}
-        for rows, encoded in self._encoded(observations, seeds, memories):
+        for rows, pasts in self._together(observations, seeds, memories):
+            encoded = self.encode([observations[row] for row in rows], pasts)
             taken = None if actions is None else actions[rows]
             imagined.update(zip(rows, self._imagine(encoded, taken, [seeds[row] for row in rows]), strict=True))
         return [imagined[row] for row in range(len(imagined))]
@@ -239,64 +264,24 @@ class Policy:
             actions = np.stack([chunk.actions for chunk in self._chunks(values[Group.ACTION], encoded.states)])
         return [Imagination(video, chunk) for video, chunk in zip(videos, actions, strict=True)]
 
-    def _encoded(
+    def _together(
         self,
         observations: Sequence[Observation],
         seeds: Sequence[int],
         memories: Sequence[Memory | None] | None,
-    ) -> Iterator[tuple[list[int], Encoded]]:
-        """The observations encoded, and which they are, together where as much is looked back on."""
-        pasts = self._pasts(observations, seeds, memories)
-        alike: dict[tuple[int, ...], list[int]] = {}
-        for row, past in enumerate(pasts):
-            key = (past.seen.shape[2], past.context is None) if past else ()
-            alike.setdefault(key, []).append(row)
-        for rows in alike.values():
-            found = [past for row in rows if (past := pasts[row])]
-            yield rows, self.encode([observations[row] for row in rows], found)
-
-    def _pasts(
-        self, observations: Sequence[Observation], seeds: Sequence[int], memories: Sequence[Memory | None] | None
-    ) -> list[Memory | None]:
-        """What each looks back on. Raises ValueError unless each has a seed, and a memory if any has."""
-        memories = [None] * len(observations) if memories is None else memories
-        for what, some in (("seeds", seeds), ("memories", memories)):
-            if len(some) != len(observations):
-                raise ValueError(f"{len(observations)} observations need as many {what}, not {len(some)}")
-        return [self._past(memory, seen.instruction) for memory, seen in zip(memories, observations, strict=True)]
-
-    def _past(self, memory: Memory | None, instruction: str) -> Memory | None:
-        """What is looked back on: `seen` of it. Where `context` is None, all of that must be encoded anew.
-
-        As many moments as training showed, and of more the newer half. What is kept of them is encoded anew: in deeper
-        layers it would else still tell what the dropped ones told it, and training never showed that. So a moment is
-        encoded at most twice on the average. Under a new instruction everything is encoded anew too.
-        """
-        most = len(self.checkpoint.window.history_offsets)
-        if memory is None:
-            return None
-        if not most:
-            raise ValueError("this policy does not look back: it takes no memories but None")
-        if memory.seen.shape[2] > most:
-            return Memory(instruction, memory.seen[:, :, -((most + 1) // 2) :], None)
-        return memory if memory.instruction == instruction else Memory(instruction, memory.seen, None)
+        previous: Sequence[Previous | None] | None = None,
+    ) -> Iterator[tuple[list[int], list[Memory]]]:
+        return together(observations, seeds, memories, previous, len(self.checkpoint.window.history_offsets))
 
     def _remember(self, encoded: Encoded, observations: Sequence[Observation]) -> list[Memory | None]:
-        """What the next call is to be handed: what was looked back on, encoded, and what was seen now, which is not."""
         if not self.checkpoint.window.history_offsets:
             return [None] * len(observations)
-        seen = [encoded.given[group] for group in (Group.HISTORY, Group.OBSERVATION) if group in encoded.given]
-        contexts = encoded.context.split() if encoded.context else [None] * len(observations)
-        latents = torch.cat(seen, dim=2).split(1)
-        return [
-            Memory(observation.instruction, mine.clone(), context)  # of its own, or it would keep all others'
-            for observation, mine, context in zip(observations, latents, contexts, strict=True)
-        ]
+        return remembered(encoded.given, encoded.context, observations)
 
     def encode(self, observations: Sequence[Observation], pasts: Sequence[Memory] = ()) -> Encoded:
         """Pictures to latents, states normalised, instructions embedded: what all decoding starts from.
 
-        `pasts` are what is looked back on (`_past`): all of one length, or none.
+        `pasts` are what is looked back on (`recall.past_of`): all of one length, or none.
         """
         given = self._given(*self._observed(observations))
         states = np.stack([observation.state for observation in observations])
@@ -326,25 +311,29 @@ class Policy:
         )
 
     @torch.inference_mode()
-    def _replay(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ActionChunk]:
-        """`act_batch` with everything between composed pictures and normalised actions in one graph."""
+    def _replay(
+        self, observations: Sequence[Observation], seeds: Sequence[int], start: Start | None
+    ) -> Float[Tensor, "B K A"]:
+        """Normalised actions, with everything behind the composed pictures in one graph."""
         model, codec, experts = self.checkpoint.model, self.checkpoint.codec, len(self.checkpoint.model.config.experts)
+        guesses = list(start.guesses.values()) if start else []
 
-        def acted(pictures: Tensor, states: Tensor, noise: Tensor, *text: Tensor) -> Tensor:
-            encoded = Encoded(self._given(pictures, states), TextContext.of_leaves(text, experts), no_states)
-            return self._denoise(encoded, [Group.ACTION], {Group.ACTION: noise})[Group.ACTION]
+        def acted(pictures: Tensor, states: Tensor, noise: Tensor, *rest: Tensor) -> Tensor:
+            guess, text = rest[: len(guesses)], TextContext.of_leaves(rest[len(guesses) :], experts)
+            going_on = replace(start, guesses={Group.ACTION: guess[0]}) if start else None
+            encoded = Encoded(self._given(pictures, states), text, np.zeros((len(states), 0), np.float32))
+            return self._denoise(encoded, [Group.ACTION], {Group.ACTION: noise}, going_on)[Group.ACTION]
 
-        no_states = np.zeros((len(observations), 0), np.float32)
         text = self._text([observation.instruction for observation in observations])
-        inputs = [*self._observed(observations), self.action_noise([2 * seed for seed in seeds]), *text.leaves]
-        actions = self._graphs.call(
+        noise = self.action_noise([2 * seed for seed in seeds])
+        inputs = [*self._observed(observations), noise, *guesses, *text.leaves]
+        return self._graphs.call(
             acted,
             [tensor.to(self.device, non_blocking=True) for tensor in inputs],
-            name=(self.table, self.exact, self.robot.embodiment.index),
+            name=(self.table, self.exact, self.approximate, self.robot.embodiment.index, start is None),
             modules=[model, *(part for part in vars(codec).values() if isinstance(part, nn.Module))],
-            made_from=[self._levels.ready(model, self.checkpoint.sampling), codec],
+            made_from=[self._levels.ready(model, self.sampling), codec],
         )
-        return self._chunks(actions, np.stack([observation.state for observation in observations]))
 
     def _look_back(self, encoded: Encoded, pasts: Sequence[Memory]) -> Encoded:
         """With the history that the memories hold. Raises ValueError on memories of another model or robot."""
@@ -385,14 +374,27 @@ class Policy:
     def _embed(self, instruction: str) -> TextContext:
         return self.checkpoint.model.text_context(self.checkpoint.text.encode([instruction]).to(self.device))
 
+    def _start(self, previous: Sequence[Previous | None], states: Float[np.ndarray, "B s"]) -> Start | None:
+        """Where actions begin that go on from previous chunks, relative to the states of now; None where there are
+        none. Raises ValueError on a chunk of another length.
+        """
+        found = [each.continued() for each in previous if each]
+        if not found or self.approximate.warm_steps is None:
+            return None
+        horizon = self.checkpoint.window.action_horizon
+        if wrong := [len(actions) for actions in found if len(actions) != horizon]:
+            raise ValueError(f"a previous chunk has {wrong[0]} actions, and those of this policy have {horizon}")
+        guesses = torch.from_numpy(self.robot.model_action(np.stack(found), states)).to(self.device)
+        return Start({Group.ACTION: guesses}, self.approximate.warm_steps)
+
     def _sample(
-        self, encoded: Encoded, wanted: Iterable[Group], seeds: Sequence[int]
+        self, encoded: Encoded, wanted: Iterable[Group], seeds: Sequence[int], start: Start | None = None
     ) -> dict[Group, Float[Tensor, "B ..."]]:
         noisy = denoised(plan(self.table, wanted, encoded.given))
-        return self._denoise(encoded, wanted, self.noise(noisy, encoded, seeds))
+        return self._denoise(encoded, wanted, self.noise(noisy, encoded, seeds), start)
 
     def _denoise(
-        self, encoded: Encoded, wanted: Iterable[Group], noise: Mapping[Group, Tensor]
+        self, encoded: Encoded, wanted: Iterable[Group], noise: Mapping[Group, Tensor], start: Start | None
     ) -> dict[Group, Float[Tensor, "B ..."]]:
         values, _ = sample(
             self.checkpoint.model,
@@ -402,10 +404,12 @@ class Policy:
             wanted=wanted,
             text=encoded.text,
             embodiment=self._embodiment(len(encoded.given[Group.OBSERVATION])),
-            sampling=self.checkpoint.sampling,
+            sampling=self.sampling,
             context=encoded.context,
             exact=self.exact,
-            levels=self._levels.ready(self.checkpoint.model, self.checkpoint.sampling),
+            levels=self._levels.ready(self.checkpoint.model, self.sampling),
+            extrapolate=self.approximate.extrapolate,
+            start=start,
         )
         return values
 

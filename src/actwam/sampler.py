@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from actwam import flow
 from actwam.model.block import Level
 from actwam.model.transformer import GroupInput, TextContext, WorldActionTransformer
-from actwam.tokens import MAY_BE_ABSENT, Table, denoised, plan
+from actwam.tokens import MAY_BE_ABSENT, Stage, Table, denoised, plan
 from actwam.types import Context, Group
 
 
@@ -61,6 +61,63 @@ class Exact:
 ALL = Exact()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Approximate:
+    """What makes sampling faster and changes what comes of it: all is off. `benchmarks/approximate.py` measures what
+    each costs, and a distilled checkpoint (recipe `distill.few_steps`) needs none of it.
+
+    A velocity that is held for some steps instead of computed anew is missing on purpose: Euler steps with one velocity
+    are one longer step with it, and so are those towards a clean value or a noise that is held. On schedules that are
+    evenly spaced before the shift that is `num_steps` divided.
+    """
+
+    num_steps: int | None = None
+    """Steps in place of the checkpoint's own, for all that is denoised."""
+    extrapolate: bool = False
+    """Every step but the first also uses the velocity before, and follows the line through both (`flow.mean_velocity`).
+    """
+    warm_steps: int | None = None
+    """Where the chunk before is handed over (`Previous`), actions begin as what remains of it, noised to where the last
+    so many steps of the schedule begin, and only those run. As many as there are begin at pure noise: a cold start.
+    """
+
+    def __post_init__(self) -> None:
+        for name, value in (("num_steps", self.num_steps), ("warm_steps", self.warm_steps)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, or None, not {value}")
+
+    def sampling(self, own: Sampling) -> Sampling:
+        """The schedule in place of the checkpoint's `own`."""
+        return own if self.num_steps is None else replace(own, num_steps=self.num_steps)
+
+    def require_fitting(self, sampling: Sampling, table: Table) -> None:
+        """Raises ValueError on more warm steps than the schedule has, and where actions are denoised together with a
+        future, which no previous chunk knows.
+        """
+        if self.warm_steps is None:
+            return
+        if self.warm_steps > sampling.num_steps:
+            raise ValueError(f"warm_steps is {self.warm_steps}, and the schedule has only {sampling.num_steps} steps")
+        if Group.FUTURE in table.reach(Group.ACTION) and Group.ACTION in table.reach(Group.FUTURE):
+            raise ValueError(
+                f"table {table.name} denoises actions together with a future, which no previous chunk knows: set "
+                "warm_steps to None"
+            )
+
+
+NOTHING = Approximate()
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the denoising of some groups begins, in place of pure noise: at guesses of their clean values, noised to
+    the level at which the last `steps` of the schedule begin.
+    """
+
+    guesses: Mapping[Group, Float[Tensor, "B ..."]]
+    steps: int
+
+
 Ready = dict[tuple[Group, bool], tuple[Level, ...]]
 """By group and whether it is noisy: a level for every step, or the only one of a clean group."""
 
@@ -105,14 +162,17 @@ def sample(
     context: Context | None = None,
     exact: Exact = ALL,
     levels: Ready | None = None,
+    extrapolate: bool = False,
+    start: Start | None = None,
 ) -> tuple[dict[Group, Float[Tensor, "B ..."]], Context | None]:
     """Sample the wanted groups: their values, those of the groups that had to be denoised for them, and a
     context of given groups, which may be handed to the next call that is given the same.
 
     `given` are clean groups; those already in `context` are not encoded again. `noise` holds the starting noise of
     every group that `plan` denoises, and `levels` what earlier calls have made of the schedule, to which is added what
-    this one makes. Raises ValueError when some noise is missing, on a context that does not fit what is given, and on
-    one that the table does not let stand because it sees what is not finished.
+    this one makes. `extrapolate` is that of `Approximate`, and `start` counts for groups that are denoised with no
+    others. Raises ValueError when some noise is missing, on a context that does not fit what is given, and on one that
+    the table does not let stand because it sees what is not finished.
     """
     stages, values, reusable = plan(table, wanted, given), dict(given), context
     missing = denoised(stages) - set(noise)
@@ -125,30 +185,59 @@ def sample(
         new = stage.encode - set(context.groups if context else ()) - carried
         if not exact.context:
             carried, new = carried | new, frozenset()
-        values |= {group: noise[group] for group in stage.denoise}
+        first, begun = _begin(stage, sampling, noise, start)
+        values, before = values | begun, dict[Group, Tensor]()
         clean = [items.clean(group, values[group]) for group in Group if group in new]
         if clean and not exact.first_step:
             context, clean = model.encode(clean, text, embodiment, table, context), []
         along = [group for group in Group if group in stage.recompute | stage.denoise | carried]
         seen = context
-        for step in range(sampling.num_steps):
+        for step in range(first, sampling.num_steps):
             noisy = [
                 items.noisy(group, values[group], step) if group in stage.denoise else items.clean(group, values[group])
                 for group in along
             ]
-            if clean and step == 0:
+            if clean and step == first:
                 context, velocities = model.begin(clean, noisy, text, embodiment, table, context)
                 seen = context
             else:
                 velocities = model(noisy, text, embodiment, table, seen)
-            if seen and step == 0 and exact.room:
+            if seen and step == first and exact.room:
                 seen = seen.with_room(model.tokens(noisy))
             for group in stage.denoise:
-                now, then = sampling.levels(group)[step : step + 2]
-                values[group] = flow.euler(values[group], velocities[group], now, then)
+                schedule = sampling.levels(group)
+                values[group] = _stepped(values[group], velocities[group], before.get(group), schedule, step)
+            before = velocities if extrapolate else {}
         if new and new <= set(given):
             reusable = context
     return {group: values[group] for group in values if group not in given}, reusable
+
+
+def _begin(
+    stage: Stage, sampling: Sampling, noise: Mapping[Group, Tensor], start: Start | None
+) -> tuple[int, dict[Group, Float[Tensor, "B ..."]]]:
+    """The first step of a stage that runs, and the noisy values that it begins with."""
+    if start is None or not stage.denoise <= start.guesses.keys():
+        return 0, {group: noise[group] for group in stage.denoise}
+    first, values = sampling.num_steps - start.steps, {}
+    for group in stage.denoise:
+        sigma = torch.full((len(noise[group]),), sampling.levels(group)[first], device=noise[group].device)
+        values[group] = flow.interpolate(start.guesses[group], noise[group], sigma)
+    return first, values
+
+
+def _stepped(
+    value: Float[Tensor, "B ..."],
+    velocity: Float[Tensor, "B ..."],
+    before: Float[Tensor, "B ..."] | None,
+    levels: Sequence[float],
+    step: int,
+) -> Float[Tensor, "B ..."]:
+    """`value` after a step along its velocity; given that of the step `before`, too, extrapolated."""
+    now, then = levels[step : step + 2]
+    if before is not None:
+        velocity = flow.mean_velocity(velocity, before, levels[step - 1], now, then)
+    return flow.euler(value, velocity, now, then)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,29 @@ class ActionChunk:
 
 
 @dataclass(frozen=True)
+class Previous:
+    """The chunk that was returned last in an episode, of which `executed` actions have been executed since.
+
+    Raises ValueError unless some of it remains.
+    """
+
+    chunk: ActionChunk
+    executed: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.executed < len(self.chunk.actions):
+            raise ValueError(
+                f"{self.executed} of {len(self.chunk.actions)} actions were executed: a previous chunk is one of which "
+                "some remain; where none do, give None"
+            )
+
+    def continued(self) -> Float[np.ndarray, "K A"]:
+        """The actions that remain, and the last of them again until there are K."""
+        actions = self.chunk.actions
+        return actions[np.minimum(np.arange(len(actions)) + self.executed, len(actions) - 1)]
+
+
+@dataclass(frozen=True)
 class Batch:
     """B training windows on one device: past frames, the present one and its state, the next K actions, F future
     frames.

@@ -18,7 +18,7 @@ from actwam.sim.metaworld import MetaWorldEnv
 from actwam.sim.player import Advance, Ending, Player, Start
 from actwam.sim.results import EpisodeOutcome, EpisodeResult
 from actwam.sim.rollout import _actions, policy_seed, rollout
-from actwam.types import ActionChunk, Memory, Observation
+from actwam.types import ActionChunk, Memory, Observation, Previous
 
 TASKS = ("coffee-button-v3", "button-press-topdown-v3")
 FIRST, EPISODES, HORIZON, LIMIT = EVALUATION_SEEDS.start, 3, 8, 60
@@ -33,6 +33,8 @@ SETTINGS: dict[str, Any] = {
 
 
 Answer = tuple[list[ActionChunk], list[Memory | None]]
+Memories = Sequence[Memory | None]
+Chunks = Sequence[Previous | None]
 
 
 class Replay:
@@ -49,9 +51,9 @@ class Replay:
         }
 
     def act_batch(
-        self, observations: Sequence[Observation], seeds: Sequence[int], memories: Sequence[Memory | None]
+        self, observations: Sequence[Observation], seeds: Sequence[int], memories: Memories, previous: Chunks
     ) -> Answer:
-        assert memories == [None] * len(observations)
+        assert list(memories) == [None] * len(observations)
         self.sizes.append(len(observations))
         chunks = []
         for seen, seed in zip(observations, seeds, strict=True):
@@ -142,7 +144,7 @@ class Constant:
         self.actions, self.count, self.history_spacing = actions, count, history_spacing
 
     def act_batch(
-        self, observations: Sequence[Observation], seeds: Sequence[int], memories: Sequence[Memory | None]
+        self, observations: Sequence[Observation], seeds: Sequence[int], memories: Memories, previous: Chunks
     ) -> Answer:
         count = len(observations) if self.count is None else self.count
         return [ActionChunk(self.actions)] * count, list(memories)
@@ -156,7 +158,7 @@ class Diary(Constant):
         self.told: list[list[Memory | None]] = []
 
     def act_batch(
-        self, observations: Sequence[Observation], seeds: Sequence[int], memories: Sequence[Memory | None]
+        self, observations: Sequence[Observation], seeds: Sequence[int], memories: Memories, previous: Chunks
     ) -> Answer:
         self.told.append(list(memories))
         names = [
@@ -178,6 +180,41 @@ def test_every_episode_is_handed_its_own_memory_from_its_beginning() -> None:
         for call in (1, 2):
             assert [memory and memory.instruction for memory in wave[call]] == names
             assert [memory and memory.seen.shape[2] for memory in wave[call]] == [call] * len(seeds)
+
+
+class Tally(Constant):
+    """Answers with zeros, the first of them its own name for the call, and notes what it is handed."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(np.zeros((length, 4), np.float32))
+        self.told: list[list[Previous | None]] = []
+
+    def act_batch(
+        self, observations: Sequence[Observation], seeds: Sequence[int], memories: Memories, previous: Chunks
+    ) -> Answer:
+        self.told.append(list(previous))
+        chunks = [self.actions.copy() for _ in seeds]
+        for chunk, seed in zip(chunks, seeds, strict=True):
+            chunk[-1, 0] = seed % 1000
+        return [ActionChunk(chunk) for chunk in chunks], [None] * len(chunks)
+
+
+def test_every_episode_is_handed_its_own_last_chunk() -> None:
+    tally = Tally(HORIZON + 2)
+    rollout(tally, **{**SETTINGS, "tasks": TASKS[:1], "max_steps": 3 * HORIZON, "in_parallel": 2}, workers=1)
+    for wave, seeds in zip((tally.told[:3], tally.told[3:]), ([0, 1], [2]), strict=True):
+        assert wave[0] == [None] * len(seeds)
+        for call in (1, 2):
+            names = [policy_seed(FIRST + seed, call - 1) % 1000 for seed in seeds]
+            assert [each and (each.chunk.actions[-1, 0], each.executed) for each in wave[call]] == [
+                (name, HORIZON) for name in names
+            ]
+
+
+def test_of_a_chunk_that_was_executed_whole_nothing_is_handed_over() -> None:
+    tally = Tally(HORIZON)
+    rollout(tally, **{**SETTINGS, "tasks": TASKS[:1], "max_steps": 2 * HORIZON}, workers=1)
+    assert all(each is None for call in tally.told for each in call)
 
 
 def test_a_policy_that_looks_back_at_another_rhythm_is_refused(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def time_ways(
         "rates": {precision: each.to_json() for precision, each in rates.items()},
         "parameters": sum(parameter.numel() for parameter in first.checkpoint.model.parameters()),
         "tokens": {group.value: length for group, length in group_lengths(first, seen[0]).items()},
-        "num_steps": first.checkpoint.sampling.num_steps,
+        "num_steps": first.sampling.num_steps,
         "settings": asdict(settings),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,18 +13,22 @@ from actwam.console import print_numbers, progress_bars
 
 if TYPE_CHECKING:
     from actwam.policy import Policy
+    from actwam.sampler import Approximate
 
 
-def load_policy(folder: Path, device: str, precision: Precision, robot: str | None = None) -> Policy:
+def load_policy(
+    folder: Path, device: str, precision: Precision, robot: str | None = None, approximate: Approximate | None = None
+) -> Policy:
     """The policy in a folder, for its only robot or the one of this name.
 
     Raises ValueError, before anything is allocated, when it does not fit into memory.
     """
     from actwam.memory import device_of, require
     from actwam.policy import Policy
+    from actwam.sampler import NOTHING
 
     require(Policy.need(folder, device=device, precision=precision), device_of(device))
-    return Policy.load(folder, robot=robot, device=device, precision=precision)
+    return Policy.load(folder, robot=robot, device=device, precision=precision, approximate=approximate or NOTHING)
 
 
 def evaluate(
@@ -35,6 +40,9 @@ def evaluate(
     scene: Scene = "clean",
     execute_horizon: int = 8,
     max_steps: int = 500,
+    num_steps: int | None = None,
+    extrapolate: bool = False,
+    warm_steps: int | None = None,
     robot: str | None = None,
     out: Path | None = None,
     resume: bool = False,
@@ -54,6 +62,9 @@ def evaluate(
         scene: Clean, or randomized light, colours and camera poses.
         execute_horizon: Actions executed of every chunk before the policy looks again.
         max_steps: Control steps after which an episode has failed; MetaWorld's own limit is 500.
+        num_steps: Euler steps of a chunk, in place of the checkpoint's own. This and the next two change what it does.
+        extrapolate: Let every step but the first use the velocity of the step before too.
+        warm_steps: Begin at what remains of the chunk before and run only so many steps.
         robot: Which of the robots that the policy knows plays, if it knows several.
         out: Folder for episodes.jsonl and videos.
         resume: Go on with an interrupted evaluation in OUT.
@@ -63,10 +74,12 @@ def evaluate(
         precision: What the model computes in; auto is what its weights are stored in.
         as_json: Print the scores as JSON.
     """
+    from actwam.sampler import NOTHING, Approximate
     from actwam.sim.results import evaluate as score
     from actwam.sim.rollout import rollout
 
-    loaded = load_policy(policy, device, precision, robot)
+    approximate = Approximate(num_steps=num_steps, extrapolate=extrapolate, warm_steps=warm_steps)
+    loaded = load_policy(policy, device, precision, robot, approximate)
     with progress_bars() as report:
         results = rollout(
             loaded,
@@ -80,7 +93,10 @@ def evaluate(
             workers=workers,
             out=out,
             resume=resume,
-            provenance={"policy": loaded.checkpoint.digest},
+            provenance={
+                "policy": loaded.checkpoint.digest,
+                **({} if approximate == NOTHING else {"approximate": asdict(approximate)}),
+            },
             videos_per_task=videos,
             progress=lambda done, total: report(f"evaluate {scene}", done, total),
         )

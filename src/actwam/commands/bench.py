@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +18,7 @@ from actwam.console import progress_bars, stdout
 if TYPE_CHECKING:
     from actwam.bench.shapes import Shape
     from actwam.policy import Policy
+    from actwam.sampler import Approximate
 
 
 def bench(
@@ -30,6 +32,8 @@ def bench(
     warmup: int = 5,
     threads: int | None = None,
     device: str = "cpu",
+    num_steps: int | None = None,
+    extrapolate: bool = False,
     compiled: Annotated[bool, arg(name="compile")] = False,
     package: bool = False,
     out: Path | None = None,
@@ -47,6 +51,8 @@ def bench(
         warmup: Calls before them.
         threads: Of the CPU; as many as PyTorch chooses if not given.
         device: Where the model runs.
+        num_steps: Euler steps of a chunk, in place of the checkpoint's own.
+        extrapolate: Let every step but the first use the velocity of the step before too.
         compiled: Also with blocks that torch.compile makes, which takes minutes.
         package: Also its package for OpenVINO (`actwam package`), which takes minutes to write.
         out: Write the results here as JSON, and a figure beside it as PNG.
@@ -58,6 +64,7 @@ def bench(
     from actwam.bench.ways import Settings, time_ways
     from actwam.provenance import provenance
     from actwam.report.bench import markdown, write_figure
+    from actwam.sampler import Approximate
 
     if package and "fp32" not in precision:
         raise ValueError("a package is written from a policy in fp32: add it to --precision")
@@ -66,14 +73,18 @@ def bench(
             raise ValueError(f"threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
     settings = Settings(batches=batch, repeats=repeats, warmup=warmup, compiled=compiled)
+    approximate = Approximate(num_steps=num_steps, extrapolate=extrapolate)
     shapes = {name: None if Path(name).is_dir() else shape_named(name, layers) for name in policies}
     found = {}
     for name, shape in shapes.items():
-        versions: dict[str, Policy] = {p: _version(shape or Path(name), p, device, robot) for p in precision}
+        versions: dict[str, Policy] = {
+            p: _version(shape or Path(name), p, device, robot, approximate) for p in precision
+        }
         with progress_bars() as progress, TemporaryDirectory() as folder:
             runners = _runners(versions, Path(folder) / "package", threads) if package else {}
             found[name] = time_ways(versions, settings, progress, runners)
-    results = {"policies": found, "device": device, "threads": torch.get_num_threads(), "provenance": provenance()}
+    results = {"policies": found, "device": device, "threads": torch.get_num_threads()}
+    results |= {"approximate": asdict(approximate), "provenance": provenance()}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -82,7 +93,9 @@ def bench(
     return 0
 
 
-def _version(source: Shape | Path, precision: Precision, device: str, robot: str | None) -> Policy:
+def _version(
+    source: Shape | Path, precision: Precision, device: str, robot: str | None, approximate: Approximate
+) -> Policy:
     """The policy of a checkpoint, or a random one. Raises ValueError, before it is made, when it does not fit into
     memory.
     """
@@ -91,9 +104,9 @@ def _version(source: Shape | Path, precision: Precision, device: str, robot: str
     from actwam.model.files import DTYPES
 
     if isinstance(source, Path):
-        return load_policy(source, device, precision, robot)
+        return load_policy(source, device, precision, robot, approximate)
     require(need(source, device=device, dtype=DTYPES[precision]), device_of(device))
-    return random_policy(source, device=device, dtype=DTYPES[precision])
+    return replace(random_policy(source, device=device, dtype=DTYPES[precision]), approximate=approximate)
 
 
 def _runners(versions: Mapping[str, Policy], folder: Path, threads: int | None) -> dict[str, Any]:

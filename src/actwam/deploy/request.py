@@ -19,7 +19,7 @@ from actwam.data.normalize import Normalizer
 from actwam.data.transforms import Resample, Slot
 from actwam.model.context import TextContext
 from actwam.policy import Policy
-from actwam.sampler import Ready, sample
+from actwam.sampler import NOTHING, Ready, sample
 from actwam.tokens import denoised, plan
 from actwam.types import Group
 
@@ -72,7 +72,7 @@ def _area(size: int, cut: int, start: int, new: int) -> Float[Tensor, "n N"]:
 class Request(nn.Module):
     """Acting with B observations, as `Policy.act_batch` does, for a policy that does not look back.
 
-    Raises ValueError for one that does: what it remembers grows from call to call.
+    Raises ValueError for one that does: what it remembers grows from call to call; and for one that approximates.
     """
 
     reference: Tensor
@@ -89,6 +89,8 @@ class Request(nn.Module):
         if checkpoint.window.history_offsets:
             raise ValueError("a policy that looks back has no request of fixed shapes; package one without history")
         embodiment, layout = robot.embodiment, robot.layout
+        if policy.approximate != NOTHING:
+            raise ValueError("a package holds no approximations: load the policy without, or distil it to fewer steps")
         self.model, self.table, self.codec = checkpoint.model, policy.table, checkpoint.codec
         self.sampling, self.exact = checkpoint.sampling, replace(policy.exact, room=False)
         self.place, self.robot = policy.device, embodiment.index

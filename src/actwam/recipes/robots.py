@@ -16,16 +16,13 @@ from pathlib import Path
 from actwam.checkpoint import Setup, read_setup
 from actwam.data.embodiment import Embodiment
 from actwam.data.transforms import View, ViewLayout, layout_of
-from actwam.objective import ObjectiveConfig
 from actwam.recipes.families import FAMILIES
-from actwam.recipes.tuning import Tune, tuned
+from actwam.recipes.tuning import Tune, last_stage, tuned
 from actwam.train.config import Dtype, Recipe, SourceConfig, StageConfig
 from actwam.train.grow import sizes_for
 from actwam.types import Mode
 
 KINDS = ("demos", "video", "replay")
-TAKEN_OVER = ("batch_size", "learning_rate", "weight_decay", "grad_clip", "ema_decay", "precision")
-"""Settings of the start's last stage that stay as they were, beside its loss."""
 
 
 def add(
@@ -62,7 +59,7 @@ def add(
     and where the robots do not fit the model.
     """
     setup, kinds = read_setup(start), _kinds(datasets)
-    before = _before(setup, start)
+    before = last_stage(setup, start)
     _require_use(kinds, setup, start, robots, tune)
     video = _videos(kinds["video"], robots, setup, video_fps, alone=not kinds["demos"])
     if not kinds["demos"]:
@@ -122,30 +119,6 @@ def _require_use(
         raise ValueError("recipe robots.add needs --robots: whose demonstrations are these?")
     if kinds["video"] and tune == "action_expert":
         raise ValueError("video teaches the visual expert, which tune action_expert leaves as it is: leave out one")
-
-
-def _before(setup: Setup, start: Path) -> StageConfig:
-    """A stage that is trained as the last one of the start was."""
-    config = setup.trained.get("config")
-    if config is None:
-        raise ValueError(
-            f"{start}: was imported, not trained here: fine-tune it with gwp.gwp0 or gwp.gwp05, which add robots too"
-        )
-    try:
-        return StageConfig(
-            name="align",
-            sources=(SourceConfig(dataset="demos", mode=Mode.POLICY),),
-            steps=1,
-            final_learning_rate=0.0,
-            warmup_steps=0,
-            betas=tuple(config["betas"]),
-            objective=ObjectiveConfig(**config["objective"]),
-            **{name: config[name] for name in TAKEN_OVER},
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{start}: {type(error).__name__} {error}; its config.json does not fit this version"
-        ) from error
 
 
 def _layout(robot: Embodiment, setup: Setup) -> ViewLayout:

@@ -30,22 +30,27 @@ from actwam.sim.results import EpisodeResult, ResultLog
 from actwam.sim.robot import ACTION_NAMES, CONTROL_RATE
 from actwam.sim.scene import Scene
 from actwam.sim.workers import Workers
-from actwam.types import ActionChunk, Memory, Observation
+from actwam.types import ActionChunk, Memory, Observation, Previous
 
 
 @runtime_checkable
 class BatchedPolicy(Protocol):
-    """Anything that answers B observations with B chunks of actions, each from its own seed and memory."""
+    """Anything that answers B observations with B chunks of actions, each from its own seed, memory and last chunk."""
 
     @property
     def history_spacing(self) -> int:
         """Control steps from one call to the next that the policy's memory is made for; 0 if it has none."""
 
     def act_batch(
-        self, observations: Sequence[Observation], seeds: Sequence[int], memories: Sequence[Memory | None]
+        self,
+        observations: Sequence[Observation],
+        seeds: Sequence[int],
+        memories: Sequence[Memory | None],
+        previous: Sequence[Previous | None],
     ) -> tuple[list[ActionChunk], list[Memory | None]]:
         """One chunk per observation, and what is to be handed over in the same episode's next call, None being what is
-        at its beginning. The same observations, seeds and memories give the same.
+        at its beginning. `previous` are the chunks of the call before, None also where all of one was executed. The
+        same arguments give the same.
         """
 
 
@@ -191,7 +196,7 @@ def _played(
     orders: list[Start | Advance] = [
         Start(slot, task, seed, film=seed in filmed) for slot, (task, seed) in enumerate(wave)
     ]
-    replanning, memories = 0, dict[int, Memory | None]()
+    replanning, memories, previous = 0, dict[int, Memory | None](), dict[int, Previous]()
     while orders:
         live: dict[int, Observation] = {}
         for slot, answer in _obeyed(pool, orders).items():
@@ -202,8 +207,8 @@ def _played(
             else:
                 live[slot] = answer
         seeds = [policy_seed(wave[slot][1], replanning) for slot in live]
-        before = [memories.get(slot) for slot in live]
-        chunks, after = policy.act_batch(list(live.values()), seeds, before) if live else ([], [])
+        before = [memories.get(slot) for slot in live], [previous.get(slot) for slot in live]
+        chunks, after = policy.act_batch(list(live.values()), seeds, *before) if live else ([], [])
         if not len(chunks) == len(after) == len(live):
             raise ValueError(
                 f"the policy answered {len(live)} observations with {len(chunks)} chunks and {len(after)} memories"
@@ -213,6 +218,11 @@ def _played(
             Advance(slot, _actions(chunk, plan.execute_horizon, *wave[slot]))
             for slot, chunk in zip(live, chunks, strict=True)
         ]
+        previous = {
+            slot: Previous(chunk, plan.execute_horizon)
+            for slot, chunk in zip(live, chunks, strict=True)
+            if len(chunk.actions) > plan.execute_horizon
+        }
         replanning += 1
 
 

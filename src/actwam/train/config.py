@@ -185,6 +185,9 @@ class Recipe:
     constant: Literal["error", "center"] = "error"
     future_as_change: bool = False
     """Show the model future latents as their change from the present frame (`FutureTransform`)."""
+    teacher: Sampling | None = None
+    """Distil (`train.distill`): all stages learn the actions that `start` samples with this schedule, at the noise
+    levels of `sampling`, and nothing else."""
 
     def __post_init__(self) -> None:
         if self.start is None and (self.codec is None or self.text is None):
@@ -198,6 +201,8 @@ class Recipe:
         self._require_fitting_views()
         sees_future = Group.ACTION in self.table.groups and Group.FUTURE in self.table.reach(Group.ACTION)
         self._require_fitting_future(sees_future)
+        if self.teacher:
+            self._require_teachable(sees_future)
         for stage in self.stages:
             if sees_future and stage.objective.future_share < 1:
                 raise ValueError(
@@ -212,6 +217,18 @@ class Recipe:
             f"actions of table {table.name} see a future: give future_offsets, or take ACTION_ONLY": sees_future
             and not offsets,
             "future_as_change needs future_offsets": not offsets and self.future_as_change,
+        }
+        for problem, holds in problems.items():
+            if holds:
+                raise ValueError(f"recipe {self.name}: {problem}")
+
+    def _require_teachable(self, sees_future: bool) -> None:
+        problems = {
+            "a teacher is the checkpoint to start from: give one": self.start is None,
+            f"actions of table {self.table.name} see a future, so there are none to distil without it": sees_future,
+            "a teacher needs nothing but what a policy sees: all sources are of mode policy": any(
+                source.mode is not Mode.POLICY for stage in self.stages for source in stage.sources
+            ),
         }
         for problem, holds in problems.items():
             if holds:

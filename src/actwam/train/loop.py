@@ -22,6 +22,7 @@ from actwam.model.files import read_safetensors
 from actwam.train.adapt import adapt, published
 from actwam.train.config import Precision, Recipe, StageConfig
 from actwam.train.datasets import open_datasets
+from actwam.train.distill import Teacher
 from actwam.train.memory import recipe_need
 from actwam.train.metrics import Tracker, open_metrics
 from actwam.train.prepare import Progress, initial, mixture, require_recipe
@@ -107,6 +108,12 @@ def require_stage(start: Checkpoint, stage: StageConfig, source: Path) -> None:
         raise ValueError(f"{source}: {', '.join(changed)} of stage {stage.name} changed since; train in another folder")
 
 
+def require_teacher(start: Checkpoint, teacher: Teacher | None, source: Path) -> None:
+    """Raises ValueError when a checkpoint was taught by another teacher or none, or for or by another schedule."""
+    if start.trained.get("teacher") != (teacher and json.loads(json.dumps(teacher.to_json()))):
+        raise ValueError(f"{source}: the teacher or a schedule changed since; train in another folder")
+
+
 def train_stage(
     recipe: Recipe,
     stage: StageConfig,
@@ -118,6 +125,9 @@ def train_stage(
 ) -> None:
     """Train one stage to its last step, leaving checkpoints `step_*` in `folder`."""
     device = device_of(run.device)
+    teacher = Teacher.of(recipe, device)
+    if resumed is not None:
+        require_teacher(start, teacher, resumed)
     model = start.model.train()
     adapt(model, stage, device)
     state, first = TrainState.start(model, stage), 0
@@ -130,10 +140,11 @@ def train_stage(
             block.compile(dynamic=False)
     sinks = open_metrics(folder, run.tracker, first)
     trained = {"recipe": recipe.name, "stage": stage.name, "config": stage.to_json(), "precision": precision}
+    trained |= {"teacher": teacher.to_json()} if teacher else {}
     clock, seen = time.perf_counter(), 0
     try:
         for step in range(first, stage.steps):
-            metrics = train_step(stage, start, state, to_device(batches.batch(step), device), step, precision)
+            metrics = train_step(stage, start, state, to_device(batches.batch(step), device), step, precision, teacher)
             seen += stage.batch_size
             run.progress(f"train {stage.name}", step + 1, stage.steps)
             if (step + 1) % stage.log_every == 0 or step + 1 == stage.steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -25,7 +26,7 @@ STEP_COPIES = 3
 
 
 def recipe_need(recipe: Recipe, stage: StageConfig, device: torch.device, precision: Precision) -> Need:
-    """For a stage of a recipe. Reads `config.json` of `recipe.start`, and no weights.
+    """For a stage of a recipe, a teacher beside it in float32. Reads `config.json` of `recipe.start`, and no weights.
 
     Raises ValueError when the stage or the picture does not fit the model, and when the start is no checkpoint.
     """
@@ -35,7 +36,13 @@ def recipe_need(recipe: Recipe, stage: StageConfig, device: torch.device, precis
             f"recipe {recipe.name}: pictures make latents of {grid[0]} x {grid[1]}, which do not divide into tokens of "
             f"{recipe.model.patch[0]} x {recipe.model.patch[1]}; choose another height or width"
         )
-    return training_need(recipe.model, stage, recipe.table, recipe_tokens(recipe), device, precision)
+    tokens = recipe_tokens(recipe)
+    if recipe.teacher is None:
+        return training_need(recipe.model, stage, recipe.table, tokens, device, precision)
+    need = training_need(recipe.model, stage, recipe.table, replace(tokens, future_frames=0), device, precision)
+    with META:
+        teacher = size_of(WorldActionTransformer(recipe.model).parameters())
+    return with_reserve(replace(need, weights=need.weights + teacher, reserve=0), device)
 
 
 def recipe_tokens(recipe: Recipe) -> Tokens:

@@ -13,6 +13,7 @@ from actwam.model.transformer import GroupInput, WorldActionTransformer
 from actwam.objective import NoisyBatch, add_noise, losses
 from actwam.tokens import Table
 from actwam.train.config import Precision, StageConfig
+from actwam.train.distill import Teacher
 from actwam.train.state import TrainState, learning_rate
 from actwam.types import Batch
 
@@ -24,17 +25,20 @@ def train_step(
     batch: Batch,
     step: int,
     precision: Precision,
+    teacher: Teacher | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
-    """One optimizer step. Its noise is a function of (seed, step). Raises ValueError if it is not finite."""
-    device, model, generator = (
-        batch.latents.device,
-        checkpoint.model,
-        torch.Generator().manual_seed(seed_of(stage, step)),
-    )
-    noisy = add_noise(batch, stage.objective, generator, model.config.noisy_padding)
+    """One optimizer step, which the data teaches or a teacher. Its noise is a function of (seed, step). Raises
+    ValueError if it is not finite.
+    """
+    device, model = batch.latents.device, checkpoint.model
     distinct = list(dict.fromkeys(batch.instructions))
     rows = torch.tensor([distinct.index(instruction) for instruction in batch.instructions], device=device)
     embedded = checkpoint.text.encode(distinct).to(device)
+    generator = torch.Generator().manual_seed(seed_of(stage, step))
+    if teacher is None:
+        noisy = add_noise(batch, stage.objective, generator, model.config.noisy_padding)
+    else:
+        noisy = teacher.lesson(batch, embedded, rows, generator)
     autocast = torch.bfloat16 if precision == "bf16" else None
     parts = forward_losses(stage, model, checkpoint.table, noisy, embedded, rows, batch.embodiment, autocast)
     return finish_step(stage, model, state, parts, step)
