@@ -26,6 +26,7 @@ from actwam.checkpoint import NO_ROBOT, Checkpoint, load, newest, read_setup, st
 from actwam.data.transforms import RobotTransform
 from actwam.memory import Need, Tokens, acting_need, device_of, encoding
 from actwam.model.files import DTYPES, Precision
+from actwam.model.quantize import Weights, quantize
 from actwam.model.transformer import TextContext
 from actwam.sampler import ALL, Exact, Levels, look_back, sample
 from actwam.tokens import Table, denoised, plan
@@ -81,16 +82,20 @@ class Policy:
         robot: str | None = None,
         device: str = "cpu",
         precision: Precision = "auto",
+        weights: Weights | None = None,
     ) -> Policy:
         """Read and verify a checkpoint folder, or the newest checkpoint of a training run.
 
-        `precision` is what the model computes in, "auto" what its weights are stored in. Raises ValueError on an
-        unknown device, a damaged checkpoint, a robot that it does not know, and an imported one that has no robot yet.
+        `precision` is what the model computes in, "auto" what its weights are stored in; `weights` rounds those of its
+        blocks (`model.quantize`) once it stands on the device. Raises ValueError on an unknown device, a damaged
+        checkpoint, a robot that it does not know, an imported one that has no robot yet, and as `quantize` does.
         """
         place = device_of(device)
         checkpoint = load(Path(folder))
         transform = checkpoint.robot(robot)
         checkpoint.model.to(place, DTYPES.get(precision))
+        if weights is not None:
+            quantize(checkpoint.model, weights)
         checkpoint = replace(checkpoint, codec=checkpoint.codec.to(place))
         return cls(checkpoint, transform, checkpoint.table, place)
 

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from actwam.commands.options import Json, Precision, Scene
+from actwam.commands.options import Json, Precision, Scene, Weights
 from actwam.console import print_numbers, progress_bars
 
 if TYPE_CHECKING:
     from actwam.policy import Policy
 
 
-def load_policy(folder: Path, device: str, precision: Precision, robot: str | None = None) -> Policy:
+def load_policy(
+    folder: Path, device: str, precision: Precision, robot: str | None = None, weights: Weights | None = None
+) -> Policy:
     """The policy in a folder, for its only robot or the one of this name.
 
     Raises ValueError, before anything is allocated, when it does not fit into memory.
@@ -23,7 +25,7 @@ def load_policy(folder: Path, device: str, precision: Precision, robot: str | No
     from actwam.policy import Policy
 
     require(Policy.need(folder, device=device, precision=precision), device_of(device))
-    return Policy.load(folder, robot=robot, device=device, precision=precision)
+    return Policy.load(folder, robot=robot, device=device, precision=precision, weights=weights)
 
 
 def evaluate(
@@ -42,6 +44,7 @@ def evaluate(
     workers: int | None = None,
     device: str = "cpu",
     precision: Precision = "auto",
+    weights: Weights | None = None,
     as_json: Json = False,
 ) -> int:
     """Run a policy in closed loop in MetaWorld and report its success rate with Wilson 95 % intervals.
@@ -61,12 +64,13 @@ def evaluate(
         workers: Processes; one per core if not given.
         device: Where the policy runs.
         precision: What the model computes in; auto is what its weights are stored in.
+        weights: Round those of its blocks to int8, or to fp8 on a GPU that multiplies in it, with --precision bf16.
         as_json: Print the scores as JSON.
     """
     from actwam.sim.results import evaluate as score
     from actwam.sim.rollout import rollout
 
-    loaded = load_policy(policy, device, precision, robot)
+    loaded = load_policy(policy, device, precision, robot, weights)
     with progress_bars() as report:
         results = rollout(
             loaded,
