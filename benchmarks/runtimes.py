@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from actwam.bench.latency import take_turns
@@ -81,7 +82,9 @@ def asked(name: str, dtype: torch.dtype = torch.float32, change: Callable[[Any],
 
 
 def eager(this: Asked, folder: Path) -> Run:
-    torch.save(this.request.state_dict(), folder / "weights")
+    save_file(
+        {name: value.clone() for name, value in this.request.state_dict().items()}, folder / "weights.safetensors"
+    )
     return _no_grad(lambda call: this.request(*this.questions[call % OBSERVATIONS]).numpy())
 
 
@@ -103,8 +106,8 @@ def onnx(this: Asked, folder: Path, quantized: bool = False) -> Run:
     import onnxruntime
 
     path = folder / "request.onnx"
-    program = torch.onnx.export(this.program, dynamo=True, verbose=False)
-    program.save(path)
+    with torch.no_grad():
+        torch.onnx.export(this.program, dynamo=True, verbose=False).save(path)
     if quantized:
         from onnxruntime.quantization import quantize_dynamic
 
