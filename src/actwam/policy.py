@@ -28,6 +28,7 @@ from actwam.data.transforms import RobotTransform
 from actwam.graphs import Graphs
 from actwam.memory import Need, Tokens, acting_need, device_of, encoding
 from actwam.model.files import DTYPES, Precision
+from actwam.model.quantize import Weights, quantize
 from actwam.model.transformer import TextContext
 from actwam.recall import remembered, together
 from actwam.sampler import ALL, NOTHING, Approximate, Exact, Levels, Sampling, Start, look_back, sample
@@ -91,18 +92,22 @@ class Policy:
         robot: str | None = None,
         device: str = "cpu",
         precision: Precision = "auto",
+        weights: Weights | None = None,
         approximate: Approximate = NOTHING,
     ) -> Policy:
         """Read and verify a checkpoint folder, or the newest checkpoint of a training run.
 
-        `precision` is what model and codec compute in, "auto" what the weights of each are stored in. Raises ValueError
-        on an unknown device, a damaged checkpoint, a robot that it does not know, an imported one that has no robot
-        yet, and approximations that do not fit.
+        `precision` is what model and codec compute in, "auto" what the weights of each are stored in; `weights` rounds
+        those of the model's blocks (`model.quantize`) once it stands on the device. Raises ValueError on an unknown
+        device, a damaged checkpoint, a robot that it does not know, an imported one that has no robot yet, on
+        approximations that do not fit, and as `quantize` does.
         """
         place = device_of(device)
         checkpoint = load(Path(folder))
         transform = checkpoint.robot(robot)
         checkpoint.model.to(place, DTYPES.get(precision))
+        if weights is not None:
+            quantize(checkpoint.model, weights)
         checkpoint = replace(checkpoint, codec=checkpoint.codec.to(place, DTYPES.get(precision)))
         return cls(checkpoint, transform, checkpoint.table, place, approximate=approximate)
 

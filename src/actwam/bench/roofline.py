@@ -18,6 +18,8 @@ from actwam.policy import Policy
 from actwam.types import Observation
 
 aten = torch.ops.aten
+FLOPS = {**flop_registry, aten._int_mm: flop_registry[aten.mm]}
+"""How to count what a product multiplies; PyTorch knows no count of int8."""
 TRIES = 20
 LARGEST_COPY = 512_000_000
 SIDE = {"cpu": 2048, "cuda": 8192}
@@ -105,7 +107,7 @@ class _Products(TorchDispatchMode):
     ) -> Any:
         kwargs, packet = kwargs or {}, func.overloadpacket
         attention = packet is aten.scaled_dot_product_attention
-        if not attention and packet not in flop_registry:
+        if not attention and packet not in FLOPS:
             with self:
                 result = func.decompose(*args, **kwargs)
             return func(*args, **kwargs) if result is NotImplemented else result
@@ -113,7 +115,7 @@ class _Products(TorchDispatchMode):
         if attention:
             flops = 4 * args[0].numel() * args[1].shape[-2]
         else:
-            flops = flop_registry[packet](*args, **kwargs, out_val=result)
+            flops = FLOPS[packet](*args, **kwargs, out_val=result)
         tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
         self.found.append(Product(float(flops), sum(each.numel() * each.itemsize for each in tensors)))
         return result

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from actwam.commands.options import Json, Precision, Scene
+from actwam.commands.options import Json, Precision, Scene, Weights
 from actwam.console import print_numbers, progress_bars
 
 if TYPE_CHECKING:
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def load_policy(
-    folder: Path, device: str, precision: Precision, robot: str | None = None, approximate: Approximate | None = None
+    folder: Path,
+    device: str,
+    precision: Precision,
+    robot: str | None = None,
+    weights: Weights | None = None,
+    approximate: Approximate | None = None,
 ) -> Policy:
     """The policy in a folder, for its only robot or the one of this name.
 
@@ -28,7 +33,14 @@ def load_policy(
     from actwam.sampler import NOTHING
 
     require(Policy.need(folder, device=device, precision=precision), device_of(device))
-    return Policy.load(folder, robot=robot, device=device, precision=precision, approximate=approximate or NOTHING)
+    return Policy.load(
+        folder,
+        robot=robot,
+        device=device,
+        precision=precision,
+        weights=weights,
+        approximate=approximate or NOTHING,
+    )
 
 
 def evaluate(
@@ -50,6 +62,7 @@ def evaluate(
     workers: int | None = None,
     device: str = "cpu",
     precision: Precision = "auto",
+    weights: Weights | None = None,
     as_json: Json = False,
 ) -> int:
     """Run a policy in closed loop in MetaWorld and report its success rate with Wilson 95 % intervals.
@@ -72,6 +85,7 @@ def evaluate(
         workers: Processes; one per core if not given.
         device: Where the policy runs.
         precision: What the model computes in; auto is what its weights are stored in.
+        weights: Round those of its blocks to int8, or to fp8 on a GPU that multiplies in it, with --precision bf16.
         as_json: Print the scores as JSON.
     """
     from actwam.sampler import NOTHING, Approximate
@@ -79,7 +93,7 @@ def evaluate(
     from actwam.sim.rollout import rollout
 
     approximate = Approximate(num_steps=num_steps, extrapolate=extrapolate, warm_steps=warm_steps)
-    loaded = load_policy(policy, device, precision, robot, approximate)
+    loaded = load_policy(policy, device, precision, robot, weights, approximate)
     with progress_bars() as report:
         results = rollout(
             loaded,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from actwam.commands.acting import load_policy
-from actwam.commands.options import Json, Precision
+from actwam.commands.options import Json, Precision, Weights
 from actwam.console import progress_bars, stdout
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def bench(
     layers: int | None = None,
     robot: str | None = None,
     precision: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16"),
+    weights: Weights | None = None,
     batch: tuple[int, ...] = (1,),
     repeats: int = 50,
     warmup: int = 5,
@@ -46,6 +48,7 @@ def bench(
         layers: Of a shape, only so many.
         robot: Of a checkpoint for several robots, which one.
         precision: What the model computes in.
+        weights: Also with the weights of its blocks rounded to this, in the last of the precisions.
         batch: Observations in one call; the first number is for all ways, the others for the policy's own alone.
         repeats: Timed calls of each.
         warmup: Calls before them.
@@ -62,6 +65,7 @@ def bench(
 
     from actwam.bench.shapes import shape_named
     from actwam.bench.ways import Settings, time_ways
+    from actwam.model.quantize import quantize
     from actwam.provenance import provenance
     from actwam.report.bench import markdown, write_figure
     from actwam.sampler import Approximate
@@ -77,11 +81,15 @@ def bench(
     shapes = {name: None if Path(name).is_dir() else shape_named(name, layers) for name in policies}
     found = {}
     for name, shape in shapes.items():
-        versions: dict[str, Policy] = {
-            p: _version(shape or Path(name), p, device, robot, approximate) for p in precision
-        }
+        make = partial(_version, shape or Path(name), device=device, robot=robot, approximate=approximate)
+        versions: dict[str, Policy] = {p: make(p) for p in precision}
+        plain = list(versions)
+        if weights is not None:
+            rounded = make(precision[-1])
+            quantize(rounded.checkpoint.model, weights)
+            versions[f"{precision[-1]}, {weights} weights"] = rounded
         with progress_bars() as progress, TemporaryDirectory() as folder:
-            runners = _runners(versions, Path(folder) / "package", threads) if package else {}
+            runners = _runners(versions["fp32"], plain, Path(folder) / "package", threads) if package else {}
             found[name] = time_ways(versions, settings, progress, runners)
     results = {"policies": found, "device": device, "threads": torch.get_num_threads()}
     results |= {"approximate": asdict(approximate), "provenance": provenance()}
@@ -104,13 +112,13 @@ def _version(
     from actwam.model.files import DTYPES
 
     if isinstance(source, Path):
-        return load_policy(source, device, precision, robot, approximate)
+        return load_policy(source, device, precision, robot, approximate=approximate)
     require(need(source, device=device, dtype=DTYPES[precision]), device_of(device))
     return replace(random_policy(source, device=device, dtype=DTYPES[precision]), approximate=approximate)
 
 
-def _runners(versions: Mapping[str, Policy], folder: Path, threads: int | None) -> dict[str, Any]:
-    """Write the package of a policy and compile it in its precisions. Raises ValueError without the runner, and as
+def _runners(policy: Policy, precisions: Sequence[str], folder: Path, threads: int | None) -> dict[str, Any]:
+    """Write the package of a policy and compile it in some precisions. Raises ValueError without the runner, and as
     `write_package`.
     """
     from actwam.bench.shapes import INSTRUCTION
@@ -120,5 +128,5 @@ def _runners(versions: Mapping[str, Policy], folder: Path, threads: int | None) 
         from actwam_runner import Runner
     except ImportError as error:
         raise ValueError("packages are run by actwam-runner: pip install packages/actwam-runner") from error
-    write_package(versions["fp32"], [INSTRUCTION], folder)
-    return {precision: Runner(folder, precision=precision, threads=threads) for precision in versions}
+    write_package(policy, [INSTRUCTION], folder)
+    return {precision: Runner(folder, precision=precision, threads=threads) for precision in precisions}

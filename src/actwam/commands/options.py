@@ -9,3 +9,4 @@ import tyro
 Json = Annotated[bool, tyro.conf.arg(name="json")]
 Scene = Literal["clean", "randomized"]
 Precision = Literal["auto", "fp32", "bf16"]
+Weights = Literal["int8", "fp8"]

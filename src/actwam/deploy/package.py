@@ -50,15 +50,11 @@ def write_package(policy: Policy, instructions: Sequence[str], folder: Path) -> 
     texts: dict[str, Any] = {
         str(i): stacked(policy.encode([_blank(policy, text)]).text).cpu().numpy() for i, text in enumerate(instructions)
     }
-    example = _arguments(policy, request, instructions[0])
-    with partial_folder(folder) as partial, torch.no_grad(), _without_telemetry():
-        request(*example)  # makes, outside of the trace, what is kept from call to call
-        model = openvino.convert_model(torch.export.export(request, example, strict=False))
-        names, (images, state, text, noise) = _names(policy, request), example
-        for put, name in zip(model.inputs, names, strict=True):
+    example = arguments(policy, request, _blank(policy, instructions[0]), 0)
+    with partial_folder(folder) as partial:
+        model = to_openvino(exported(request, example), example)
+        for put, name in zip(model.inputs, _names(policy, request), strict=True):
             put.get_tensor().set_names({name})
-        shapes = [list(each.shape) for each in (*images, state, text, *noise)]
-        model.reshape(dict(zip(names, shapes, strict=True)))  # else slower kernels, for any shape
         openvino.save_model(model, partial / "request.xml", compress_to_fp16=False)
         np.savez(partial / "instructions.npz", **texts)
         contents = json.dumps(_contents(policy, request, instructions, example[3]), indent=2)
@@ -72,13 +68,31 @@ def _blank(policy: Policy, instruction: str) -> Observation:
     return Observation(images, np.zeros(len(robot.state_names), np.float32), instruction)
 
 
-def _arguments(policy: Policy, request: Request, instruction: str) -> Arguments:
-    """Of the shapes that the request will have."""
-    blank = _blank(policy, instruction)
-    encoded, cameras = policy.encode([blank]), policy.robot.embodiment.cameras
-    images = [torch.from_numpy(blank.images[cameras[slot.name]])[None] for slot in request.layout.slots]
-    noise = policy.noise(request.denoised, encoded, [0])
-    return images, torch.from_numpy(blank.state)[None], stacked(encoded.text), [noise[g] for g in request.denoised]
+def arguments(policy: Policy, request: Request, seen: Observation, seed: int) -> Arguments:
+    """What to ask a policy's request for the actions of `Policy.act`. Raises ValueError as that does."""
+    encoded, cameras = policy.encode([seen]), policy.robot.embodiment.cameras
+    images = [torch.from_numpy(seen.images[cameras[slot.name]])[None] for slot in request.layout.slots]
+    noise = policy.noise(request.denoised, encoded, [seed])
+    return images, torch.from_numpy(seen.state)[None], stacked(encoded.text), [noise[g] for g in request.denoised]
+
+
+@torch.no_grad()
+def exported(request: Request, example: Arguments) -> torch.export.ExportedProgram:
+    """The request as one graph, for arguments of the shapes of the example."""
+    request(*example)  # makes, outside of the trace, what is kept from call to call
+    return torch.export.export(request, example, strict=False)
+
+
+def to_openvino(program: torch.export.ExportedProgram, example: Arguments) -> Any:
+    """An exported request as OpenVINO takes it, with its inputs in the order of `Arguments`."""
+    import openvino
+
+    with _without_telemetry():
+        model = openvino.convert_model(program)
+    images, state, text, noise = example
+    shapes = [list(each.shape) for each in (*images, state, text, *noise)]
+    model.reshape(dict(zip(model.inputs, shapes, strict=True)))  # else slower kernels, for any shape
+    return model
 
 
 def _names(policy: Policy, request: Request) -> list[str]:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from actwam.data.normalize import Normalizer
-from actwam.data.transforms import Resample, Slot
+from actwam.data.transforms import Resample, Slot, ViewLayout
 from actwam.model.context import TextContext
 from actwam.policy import Policy
 from actwam.sampler import NOTHING, Ready, sample
@@ -51,10 +51,15 @@ class Resize(nn.Module):
         self.through_bytes = resample == "bilinear"  # Pillow rounds half up, and after either direction
 
     def forward(self, image: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B h w 3"]:
-        narrow = torch.einsum("wx,byxc->bywc", self.columns, image)
-        if not self.through_bytes:
-            return torch.einsum("hy,bywc->bhwc", self.rows, narrow).round()
-        return (torch.einsum("hy,bywc->bhwc", self.rows, (narrow + 0.5).floor()) + 0.5).floor()
+        return self.planes(image).transpose(2, 3)
+
+    def planes(self, image: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B h 3 w"]:
+        """The colours of a row one after another, as the products leave them."""
+        if self.through_bytes:
+            narrow = (F.linear(image.transpose(2, 3), self.columns) + 0.5).floor()
+            return ((self.rows @ narrow.flatten(2)).unflatten(2, (3, -1)) + 0.5).floor()
+        low = (self.rows @ image.flatten(2)).unflatten(2, (-1, 3))  # first, as fewer numbers are left to rearrange
+        return F.linear(low.transpose(2, 3), self.columns).round()
 
 
 def _bilinear(size: int, new: int) -> Float[Tensor, "n N"]:
@@ -136,15 +141,19 @@ class Request(nn.Module):
         return actions + (state @ self.reference)[:, None] if self.relative else actions
 
     def _given(self, images: Sequence[Tensor], state: Tensor) -> dict[Group, Tensor]:
-        picture = torch.zeros(len(state), self.layout.height, self.layout.width, 3, device=self.place)
-        for slot, resize, image in zip(self.layout.slots, self.resize, images, strict=True):
-            rows, columns = slice(slot.top, slot.top + slot.height), slice(slot.left, slot.left + slot.width)
-            picture[:, rows, columns] = resize(image.float())
-        given = {Group.OBSERVATION: self.codec.encode(picture[:, None].to(torch.uint8))}
+        layout, views = self.layout, zip(self.layout.slots, self.resize, images, strict=True)
+        picture = sum(_placed(resize.planes(image.float()), slot, layout) for slot, resize, image in views)
+        given = {Group.OBSERVATION: self.codec.encode(picture.transpose(2, 3)[:, None].to(torch.uint8))}
         if Group.STATE in self.given:
             normal = (state - self.state_center) / self.state_scale * self.state_moves
             given[Group.STATE] = F.pad(normal, (0, self.widths[0] - normal.shape[1]))[:, None]
         return given
+
+
+def _placed(view: Float[Tensor, "B h 3 w"], slot: Slot, layout: ViewLayout) -> Float[Tensor, "B H 3 W"]:
+    """A picture that shows one view and is black elsewhere."""
+    right, below = layout.width - slot.left - slot.width, layout.height - slot.top - slot.height
+    return F.pad(view, (slot.left, right, 0, 0, slot.top, below))
 
 
 def stacked(text: TextContext) -> Float[Tensor, "B i j 2 N M G"]:
