@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -476,3 +478,24 @@ def test_previous_chunks_that_do_not_fit_are_refused() -> None:
         robot.act_batch(seen[:1], [0], previous=[Previous(ActionChunk(chunk.actions[:3]), 1)])
     with pytest.raises(ValueError, match="actions must end in the 3 of"):
         robot.act_batch(seen[:1], [0], previous=[Previous(ActionChunk(chunk.actions[:, :2]), 1)])
+
+
+def compiled_against_eager() -> list[float]:
+    """How far actions are apart, also after weights were changed. In a process of its own."""
+    torch.set_num_threads(1)
+    robot = policy(checkpoint=tiny.checkpoint(model=tiny.model("two", layers=1)))
+    compiled, apart = robot.compiled(), []
+    for scale in (1, 2):
+        with torch.no_grad():
+            robot.checkpoint.model.blocks[0].experts[1].table.mul_(scale)
+        pairs = zip(*(each.act_batch(observations(2), range(2))[0] for each in (robot, compiled)), strict=True)
+        apart += [float(np.abs(a.actions - b.actions).max()) for a, b in pairs]
+    return apart
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="compiling needs a C++ compiler")
+def test_a_compiled_policy_acts_the_same_with_the_same_weights() -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        apart = pool.apply(compiled_against_eager)
+    assert len(apart) == 4
+    assert max(apart) < 1e-5, apart

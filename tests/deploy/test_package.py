@@ -151,6 +151,12 @@ def test_a_damaged_package_is_refused(
         Runner(package, precision="fp8")
 
 
+def test_bfloat16_that_the_machine_lacks_is_refused(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openvino.Core.get_property", lambda *_: ["FP32"])
+    with pytest.raises(ValueError, match="this CPU does not multiply in bfloat16: run the package in fp32"):
+        Runner(package, precision="bf16")
+
+
 def test_what_cannot_be_packaged_leaves_nothing(tmp_path: Path) -> None:
     made = policy()
     with pytest.raises(ValueError, match="name at least one"):

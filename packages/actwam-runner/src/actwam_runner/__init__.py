@@ -33,8 +33,8 @@ class Runner:
     ) -> None:
         """Read and verify a package, and compile it for this machine: some seconds.
 
-        Raises ValueError on a missing, extra or changed file, on a package of another format, and on an unknown
-        precision.
+        Raises ValueError on a missing, extra or changed file, on a package of another format, and on a precision that
+        is unknown or that the device does not have.
         """
         folder = Path(folder)
         if precision not in _HINTS:
@@ -58,7 +58,10 @@ class Runner:
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        self._request = openvino.Core().compile_model(folder / "request.xml", device, settings).create_infer_request()
+        core = openvino.Core()
+        if precision == "bf16" and "BF16" not in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
+            raise ValueError(f"this {device} does not multiply in bfloat16: run the package in fp32")
+        self._request = core.compile_model(folder / "request.xml", device, settings).create_infer_request()
 
     def act(
         self,
