@@ -89,3 +89,12 @@ def test_a_policy_that_does_not_fit_is_refused_before_it_is_loaded(
     said = capsys.readouterr().err.strip()
     assert "cpu has 0.0 GB to give" in said
     assert "\n" not in said
+
+
+def test_approximations_that_do_not_fit_the_policy_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tiny.checkpoint(), tmp_path / "saved")
+    words = ("eval", tmp_path / "saved", "--tasks", "drawer-open-v3", "--robot", "robot_0", "--num-steps", 2)
+    assert run(*words, "--warm-steps", 3, monkeypatch=monkeypatch) == 2
+    assert "warm_steps is 3, and the schedule has only 2 steps" in capsys.readouterr().err

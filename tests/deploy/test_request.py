@@ -13,7 +13,7 @@ from actwam.data.loader import Window
 from actwam.data.transforms import Resample, Slot, fit
 from actwam.deploy.request import Request, Resize, stacked, unstacked
 from actwam.policy import Policy
-from actwam.sampler import Exact
+from actwam.sampler import Approximate, Exact
 from actwam.tokens import ACTION_CENTERED, JOINT, VIDEO_FIRST, Table
 from actwam.types import Group, Observation
 
@@ -97,6 +97,12 @@ def test_a_policy_that_looks_back_has_no_request() -> None:
     checkpoint = tiny.checkpoint(window=window, table=JOINT)
     with pytest.raises(ValueError, match="looks back has no request of fixed shapes"):
         Request(Policy(checkpoint, checkpoint.robot("robot_0"), JOINT, torch.device("cpu")))
+
+
+def test_a_policy_that_approximates_has_no_request() -> None:
+    hurried = replace(policy(), approximate=Approximate(num_steps=1))
+    with pytest.raises(ValueError, match="a package holds no approximations"):
+        Request(hurried)
 
 
 def test_what_is_denoised_follows_from_the_table() -> None:
