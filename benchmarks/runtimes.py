@@ -82,9 +82,8 @@ def asked(name: str, dtype: torch.dtype = torch.float32, change: Callable[[Any],
 
 
 def eager(this: Asked, folder: Path) -> Run:
-    save_file(
-        {name: value.clone() for name, value in this.request.state_dict().items()}, folder / "weights.safetensors"
-    )
+    weights = {name: value.clone() for name, value in this.request.state_dict().items()}
+    save_file(weights, folder / "weights.safetensors")
     return _no_grad(lambda call: this.request(*this.questions[call % OBSERVATIONS]).numpy())
 
 
