@@ -82,9 +82,8 @@ def asked(name: str, dtype: torch.dtype = torch.float32, change: Callable[[Any],
 
 
 def eager(this: Asked, folder: Path) -> Run:
-    save_file(
-        {name: value.clone() for name, value in this.request.state_dict().items()}, folder / "weights.safetensors"
-    )
+    weights = {name: value.clone() for name, value in this.request.state_dict().items()}
+    save_file(weights, folder / "weights.safetensors")
     return _no_grad(lambda call: this.request(*this.questions[call % OBSERVATIONS]).numpy())
 
 
@@ -169,6 +168,9 @@ RUNTIMES: dict[str, Build] = {
     "OpenVINO": openvino,
     "OpenVINO bf16": partial(openvino, precision="bf16"),
     "OpenVINO int8 weights": partial(openvino, prepare=partial(_weights_in_8_bits, mode="INT8_ASYM")),
+    "OpenVINO bf16, int8 weights": partial(
+        openvino, precision="bf16", prepare=partial(_weights_in_8_bits, mode="INT8_ASYM")
+    ),
     "OpenVINO int8 weights, symmetric": partial(openvino, prepare=partial(_weights_in_8_bits, mode="INT8_SYM")),
     "OpenVINO int8": partial(openvino, prepare=_all_in_8_bits),
 }
@@ -230,15 +232,18 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    results = {
-        "shapes": {name: measure(name, options.runtimes, options.repeats, options.limit) for name in options.shapes},
-        "repeats": options.repeats,
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in PACKAGES},
-        "provenance": provenance(),
-    }
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    found: dict[str, Any] = {}
+    for name in options.shapes:
+        found[name] = measure(name, options.runtimes, options.repeats, options.limit)
+        results = {
+            "shapes": found,
+            "repeats": options.repeats,
+            "threads": torch.get_num_threads(),
+            "versions": {package: version(package) for package in PACKAGES},
+            "provenance": provenance(),
+        }
+        if options.out:
+            options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,12 @@ def test_a_linear_layer_is_one_product(dtype: torch.dtype) -> None:
     assert product.bytes == (2 * 5 * 3 + 4 * 3 + 4 + 2 * 5 * 4) * dtype.itemsize
 
 
+def test_a_product_of_bytes_is_counted_too() -> None:
+    x, weight = torch.ones(5, 3, dtype=torch.int8), torch.ones(3, 4, dtype=torch.int8)
+    (product,) = counted(lambda: torch._int_mm(x, weight))
+    assert (product.flops, product.bytes) == (2 * 5 * 3 * 4, 5 * 3 + 3 * 4 + 4 * 5 * 4)
+
+
 def test_attention_is_one_product_whose_scores_are_not_written() -> None:
     q, k, v = torch.ones(1, 2, 3, 8), torch.ones(1, 2, 5, 8), torch.ones(1, 2, 5, 8)
     (product,) = counted(lambda: F.scaled_dot_product_attention(q, k, v))

@@ -12,6 +12,7 @@ import torch
 
 from actwam.bench.shapes import random_policy, shape_named
 from actwam.bench.ways import Settings, time_ways
+from actwam.cli import COMMANDS
 from actwam.provenance import provenance
 from actwam.report.bench import markdown, write_figure
 from actwam.tokens import ACTION_ONLY
@@ -44,6 +45,16 @@ def test_every_way_is_timed_and_written_down(tmp_path: Path) -> None:
     assert "context and first step" in text
     write_figure(everything, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rounded_weights_are_a_version_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    code = COMMANDS["bench"](
+        ("tiny",), layers=1, precision=("fp32",), weights="int8", repeats=1, warmup=1, as_json=True
+    )
+    (one,) = json.loads(capsys.readouterr().out)["policies"].values()
+    plain, rounded = (case for case in one["cases"] if case["way"] == "own")
+    assert (code, rounded["precision"]) == (0, "fp32, int8 weights")
+    assert plain["deviation"] < 1e-5 < rounded["deviation"] < 1e-1
 
 
 def test_without_a_future_there_is_no_joint_decoding() -> None:

@@ -112,10 +112,7 @@ class _Products(TorchDispatchMode):
                 result = func.decompose(*args, **kwargs)
             return func(*args, **kwargs) if result is NotImplemented else result
         result = func(*args, **kwargs)
-        if attention:
-            flops = 4 * args[0].numel() * args[1].shape[-2]
-        else:
-            flops = FLOPS[packet](*args, **kwargs, out_val=result)
+        count = 4 * args[0].numel() * args[1].shape[-2] if attention else FLOPS[packet](*args, **kwargs, out_val=result)
         tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-        self.found.append(Product(float(flops), sum(each.numel() * each.itemsize for each in tensors)))
+        self.found.append(Product(float(count), sum(each.numel() * each.itemsize for each in tensors)))
         return result

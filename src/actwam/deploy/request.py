@@ -50,10 +50,7 @@ class Resize(nn.Module):
         self.register_buffer("columns", columns)
         self.through_bytes = resample == "bilinear"  # Pillow rounds half up, and after either direction
 
-    def forward(self, image: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B h w 3"]:
-        return self.planes(image).transpose(2, 3)
-
-    def planes(self, image: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B h 3 w"]:
+    def forward(self, image: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B h 3 w"]:
         """The colours of a row one after another, as the products leave them."""
         if self.through_bytes:
             narrow = (F.linear(image.transpose(2, 3), self.columns) + 0.5).floor()
@@ -141,8 +138,10 @@ class Request(nn.Module):
         return actions + (state @ self.reference)[:, None] if self.relative else actions
 
     def _given(self, images: Sequence[Tensor], state: Tensor) -> dict[Group, Tensor]:
-        layout, views = self.layout, zip(self.layout.slots, self.resize, images, strict=True)
-        picture = sum(_placed(resize.planes(image.float()), slot, layout) for slot, resize, image in views)
+        picture = torch.zeros(len(state), self.layout.height, 3, self.layout.width, device=self.place)
+        for slot, resize, image in zip(self.layout.slots, self.resize, images, strict=True):
+            assert isinstance(resize, Resize)
+            picture = picture + _placed(resize(image.float()), slot, self.layout)
         given = {Group.OBSERVATION: self.codec.encode(picture.transpose(2, 3)[:, None].to(torch.uint8))}
         if Group.STATE in self.given:
             normal = (state - self.state_center) / self.state_scale * self.state_moves
