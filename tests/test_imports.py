@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "actwam"
 
 # module or package: what it may import of ours. "train.config" allows that file of `train` only.
-LOWER = "types tokens flow objective model sampler data checkpoint policy memory"
+LOWER = "types tokens flow objective model sampler data checkpoint policy policy_memory memory"
 MIDDLE = f"{LOWER} train serve sim world bench deploy recipes"
 ALLOWED = {
     "types": "",
@@ -25,8 +25,11 @@ ALLOWED = {
     "checkpoint": "types tokens model sampler data",
     "graphs": "",
     "recall": "types",
-    "policy": "types tokens flow graphs recall model sampler data checkpoint memory",
+    "instructions": "model",
+    "policy_memory": "model checkpoint memory instructions",
+    "policy": "types tokens flow graphs recall instructions model sampler data checkpoint memory",
     "memory": "types tokens model sampler",
+    "fleet": "types policy",
     "inverse": "types sampler data policy",
     "labels": "data policy inverse provenance",
     "train": LOWER,

@@ -17,9 +17,11 @@ from actwam.checkpoint import Checkpoint, load, save
 from actwam.convert import import_model
 from actwam.data.loader import Window
 from actwam.data.transforms import FutureTransform
+from actwam.instructions import TEXTS
 from actwam.memory import Ledger, Tokens, acting_need
 from actwam.model.text import HashedWords
-from actwam.policy import TEXTS, Policy
+from actwam.policy import Policy
+from actwam.policy_memory import policy_need
 from actwam.sampler import Approximate
 from actwam.tokens import ACTION_CENTERED, ACTION_ONLY, BIDIRECTIONAL, JOINT, UNCOUPLED, VIDEO_FIRST
 from actwam.types import ActionChunk, Group, Observation, Previous
@@ -306,7 +308,7 @@ def test_a_checkpoint_that_no_robot_uses_yet_does_not_act(tmp_path: Path) -> Non
 
 
 def test_the_last_instructions_are_kept_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actwam.policy.TEXTS", 2)
+    monkeypatch.setattr("actwam.instructions.TEXTS", 2)
     embedded: list[str] = []
 
     def encode(self: HashedWords, instructions: list[str]) -> torch.Tensor:
@@ -318,11 +320,11 @@ def test_the_last_instructions_are_kept_embedded(monkeypatch: pytest.MonkeyPatch
     robot, seen = policy(), observations(1)[0]
     for word in "abacaab":
         robot.act(replace(seen, instruction=word))
-        assert len(robot._texts) <= 2
+        assert len(robot._instructions.kept) <= 2
     assert "".join(embedded) == "abcb"
     three = [replace(seen, instruction=word) for word in "xyzx"]
     together, _ = robot.act_batch(three, [0, 1, 2, 3])
-    assert list(robot._texts) == ["y", "z"]
+    assert list(robot._instructions.kept) == ["y", "z"]
     for observation, seed, chunk in zip(three, range(4), together, strict=True):
         assert np.abs(robot.act(observation, seed=seed).actions - chunk.actions).max() < 1e-5
 
@@ -336,8 +338,8 @@ def test_the_instructions_kept_are_counted_and_nothing_is_kept_beside_them(tmp_p
             robot._text([f"word {i}"])
         kept = ledger.alive - before
     save(checkpoint, tmp_path / "saved")
-    assert len(robot._texts) == TEXTS
-    assert Policy.need(tmp_path / "saved").instructions == kept
+    assert len(robot._instructions.kept) == TEXTS
+    assert policy_need(tmp_path / "saved").instructions == kept
 
 
 def test_one_instruction_is_handed_over_without_a_copy() -> None:
@@ -359,7 +361,7 @@ def test_an_unknown_device_is_refused_in_one_line(device: str, message: str, tmp
     assert "\n" not in str(caught.value)
     if "unknown" in message:
         with pytest.raises(ValueError, match=message):
-            Policy.need(tmp_path / "saved", device=device)
+            policy_need(tmp_path / "saved", device=device)
 
 
 def test_a_policy_without_future_frames_acts() -> None:
@@ -372,17 +374,17 @@ def test_the_need_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
     checkpoint = tiny.checkpoint("two")
     save(checkpoint, tmp_path / "saved")
     bytes_ = sum(p.numel() * p.element_size() for p in checkpoint.model.parameters())
-    need = Policy.need(tmp_path / "saved")
+    need = policy_need(tmp_path / "saved")
     assert need.weights == bytes_
     assert need.codec == sum(tensor.nbytes for tensor in checkpoint.codec.tensors().values())
     assert need.activations > 0
-    assert Policy.need(tmp_path / "saved", device="cuda").weights == bytes_  # which need not be here
-    assert Policy.need(tmp_path / "saved", precision="bf16").weights == bytes_ // 2
+    assert policy_need(tmp_path / "saved", device="cuda").weights == bytes_  # which need not be here
+    assert policy_need(tmp_path / "saved", precision="bf16").weights == bytes_ // 2
     loaded = Policy.load(tmp_path / "saved", robot="robot_1", precision="bf16")
     assert {p.dtype for p in loaded.checkpoint.model.parameters()} == {torch.bfloat16}
     (tmp_path / "saved" / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="no policy can be loaded"):
-        Policy.need(tmp_path / "saved")
+        policy_need(tmp_path / "saved")
 
 
 def test_the_need_counts_the_latent_frames_of_the_codec(tmp_path: Path) -> None:
@@ -403,7 +405,7 @@ def test_the_need_counts_the_latent_frames_of_the_codec(tmp_path: Path) -> None:
         sampling=checkpoint.sampling,
     )
     # about: masks, which the model keeps between calls, are counted where they are made
-    assert Policy.need(tmp_path / "joint").activations == pytest.approx(counted.activations, rel=0.05)
+    assert policy_need(tmp_path / "joint").activations == pytest.approx(counted.activations, rel=0.05)
 
 
 def test_fewer_steps_are_those_of_a_checkpoint_that_has_as_few() -> None:

@@ -16,6 +16,7 @@ from actwam.data.loader import Window
 from actwam.memory import Ledger
 from actwam.model.transformer import GroupInput
 from actwam.policy import Policy
+from actwam.policy_memory import policy_need
 from actwam.sampler import Levels, sample
 from actwam.tokens import ACTION_CENTERED, BIDIRECTIONAL, JOINT, Table
 from actwam.types import Context, Group, Memory, Observation
@@ -66,7 +67,7 @@ def at_once(robot: Policy, past: Sequence[Observation], seen: Observation, seed:
         embodiment=torch.zeros(1, dtype=torch.long),
         sampling=tiny.SAMPLING,
     )
-    return robot._chunks(values[ACT], encoded.states)[0].actions
+    return robot._chunks(values[ACT], np.stack([seen.state]))[0].actions
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:
@@ -227,8 +228,8 @@ def test_what_the_longest_memory_takes_is_counted(tmp_path: Path) -> None:
         save(robot.checkpoint, tmp_path / f"{robot.history_spacing}")
         act_with_longest_memory(robot)  # masks are kept, and counted where they are made first
         took.append(act_with_longest_memory(robot))
-        Policy.need(tmp_path / f"{robot.history_spacing}")
-        counted.append(Policy.need(tmp_path / f"{robot.history_spacing}").activations)
+        policy_need(tmp_path / f"{robot.history_spacing}")
+        counted.append(policy_need(tmp_path / f"{robot.history_spacing}").activations)
     assert 1 <= (counted[1] - counted[0]) / (took[1] - took[0]) < 1.1
     assert all(1 <= mine / theirs < 1.1 for mine, theirs in zip(counted, took, strict=True))
 
@@ -255,7 +256,7 @@ def test_memory_and_need_come_through_a_checkpoint(tmp_path: Path) -> None:
     (b,), _ = loaded.act_batch([seen[4]], [0], memories)
     assert difference(a.actions, b.actions) < 1e-4
     save(policy(0).checkpoint, tmp_path / "without")
-    with_history, without = (Policy.need(tmp_path / name).activations for name in ("saved", "without"))
+    with_history, without = (policy_need(tmp_path / name).activations for name in ("saved", "without"))
     model = robot.checkpoint.model.config
     side = 8 * model.heads * model.head_width * 4  # the keys of a moment's tokens in one layer
     assert with_history - without > 3 * 2 * model.layers * side  # keys and values of three moments, at least

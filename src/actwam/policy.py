@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from actwam.checkpoint import NO_ROBOT, Checkpoint, load, newest, read_setup, stored_codec
+from actwam.checkpoint import Checkpoint, load
 from actwam.data.transforms import RobotTransform
 from actwam.graphs import Graphs
-from actwam.memory import Need, Tokens, acting_need, device_of, encoding
+from actwam.instructions import Instructions
+from actwam.memory import device_of
 from actwam.model.files import DTYPES, Precision
 from actwam.model.quantize import Weights, quantize
 from actwam.model.transformer import TextContext
@@ -34,11 +34,6 @@ from actwam.recall import remembered, together
 from actwam.sampler import ALL, NOTHING, Approximate, Exact, Levels, Sampling, Start, look_back, sample
 from actwam.tokens import NEVER_NOISY, Table, denoised, plan
 from actwam.types import ActionChunk, Context, Group, Memory, Observation, Previous
-
-TEXTS = 8
-"""Instructions whose keys and values a policy keeps: the last ones it was given. In bfloat16 each takes 24 MB (GWP-0)
-or 47 MB (GWP-0.5).
-"""
 
 
 @dataclass(frozen=True)
@@ -53,14 +48,36 @@ class Imagination:
 
 @dataclass(frozen=True)
 class Encoded:
-    """B observations as the model takes them, and their states as the robot gave them. `context` holds the history
-    among what is given, if there is any.
-    """
+    """B observations as the model takes them. `context` holds the history among what is given, if there is any."""
 
     given: Mapping[Group, Float[Tensor, "B ..."]]
     text: TextContext
-    states: Float[np.ndarray, "B s"]
+    embodiment: Int[Tensor, "B"]
     context: Context | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What B robots of one checkpoint see, feel and are told, and the noise of their actions: all that is known before
+    the device computes anything.
+    """
+
+    pictures: UInt8[Tensor, "B 1 H W 3"]
+    states: Float[Tensor, "B 1 S"]
+    noise: Float[Tensor, "B K A"]
+    embodiment: Int[Tensor, "B"]
+    text: TextContext
+
+    @classmethod
+    def join(cls, parts: Sequence[Prepared]) -> Prepared:
+        """One after another."""
+        return cls(
+            pictures=torch.cat([each.pictures for each in parts]),
+            states=torch.cat([each.states for each in parts]),
+            noise=torch.cat([each.noise for each in parts]),
+            embodiment=torch.cat([each.embodiment for each in parts]),
+            text=TextContext.stack([each.text for each in parts]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +94,7 @@ class Policy:
     device: torch.device
     exact: Exact = ALL
     approximate: Approximate = NOTHING
-    _texts: dict[str, TextContext] = field(default_factory=dict)
+    _instructions: Instructions = field(default_factory=Instructions)
     _levels: Levels = field(default_factory=Levels)
     _graphs: Graphs = field(default_factory=Graphs)
 
@@ -111,40 +128,6 @@ class Policy:
         checkpoint = replace(checkpoint, codec=checkpoint.codec.to(place, DTYPES.get(precision)))
         return cls(checkpoint, transform, checkpoint.table, place, approximate=approximate)
 
-    @staticmethod
-    def need(folder: Path | str, *, device: str = "cpu", precision: Precision = "auto") -> Need:
-        """The memory that `load` and `act` with the same arguments take, counted without reading weights.
-
-        The device need not be here. Raises ValueError on an unknown one, and on a folder that is no checkpoint.
-        """
-        place = device_of(device, here=False)
-        folder = newest(Path(folder))
-        setup = read_setup(folder)
-        if not setup.robots:
-            raise ValueError(f"{folder}: {NO_ROBOT}")
-        layout, window = setup.robots[0].layout, setup.window
-        codec = encoding(*stored_codec(folder), layout.height, layout.width, DTYPES.get(precision))
-        try:
-            with safe_open(folder / "model.safetensors", "pt") as file:
-                stored = "bf16" if file.get_slice("patch_head.bias").get_dtype() == "BF16" else "fp32"
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{folder}: {type(error).__name__} {error}; no policy can be loaded from it") from error
-        return acting_need(
-            setup.model,
-            setup.table,
-            Tokens(
-                grid=codec.grid,
-                future_frames=window.latent_frames(codec.time_stride),
-                actions=window.action_horizon,
-                history=len(window.history_offsets),
-            ),
-            dtype=DTYPES[stored if precision == "auto" else precision],
-            device=place,
-            codec=codec,
-            instructions=TEXTS,
-            sampling=setup.sampling,
-        )
-
     def compiled(self) -> Policy:
         """The same policy, its weights shared, with blocks that `torch.compile` makes for the shapes they meet.
 
@@ -157,6 +140,10 @@ class Policy:
             block.compile(dynamic=False)
         checkpoint = replace(self.checkpoint, model=model)
         return replace(self, checkpoint=checkpoint, _levels=Levels(), _graphs=Graphs())
+
+    def of_robot(self, name: str) -> Policy:
+        """The same policy for another robot that the checkpoint knows. Raises ValueError on an unknown one."""
+        return replace(self, robot=self.checkpoint.robot(name))
 
     @property
     def sampling(self) -> Sampling:
@@ -201,7 +188,7 @@ class Policy:
             states = np.stack([observation.state for observation in some])
             start = self._start([previous[row] for row in rows], states) if previous else None
             if self._replays:
-                actions = self._replay(some, own, start)
+                actions = self.decide(self.prepare(some, own), start)
                 after.update(dict.fromkeys(rows))
             else:
                 encoded = self.encode(some, pasts)
@@ -247,17 +234,21 @@ class Policy:
                 raise ValueError(f"imagine needs {shape[1]} actions for each observation, not shape {actions.shape}")
         imagined: dict[int, Imagination] = {}
         for rows, pasts in self._together(observations, seeds, memories):
-            encoded = self.encode([observations[row] for row in rows], pasts)
-            taken = None if actions is None else actions[rows]
-            imagined.update(zip(rows, self._imagine(encoded, taken, [seeds[row] for row in rows]), strict=True))
+            some, own = [observations[row] for row in rows], [seeds[row] for row in rows]
+            states, taken = np.stack([each.state for each in some]), None if actions is None else actions[rows]
+            imagined.update(zip(rows, self._imagine(self.encode(some, pasts), states, taken, own), strict=True))
         return [imagined[row] for row in range(len(imagined))]
 
     def _imagine(
-        self, encoded: Encoded, actions: Float[np.ndarray, "B K A"] | None, seeds: Sequence[int]
+        self,
+        encoded: Encoded,
+        states: Float[np.ndarray, "B s"],
+        actions: Float[np.ndarray, "B K A"] | None,
+        seeds: Sequence[int],
     ) -> list[Imagination]:
         given = {}
         if actions is not None:
-            model_actions = self.robot.model_action(np.asarray(actions, np.float32), encoded.states)
+            model_actions = self.robot.model_action(np.asarray(actions, np.float32), states)
             given[Group.ACTION] = torch.from_numpy(model_actions).to(self.device)
         encoded = replace(encoded, given={**encoded.given, **given})
         values = self._sample(encoded, [group for group in (Group.ACTION, Group.FUTURE) if group not in given], seeds)
@@ -266,7 +257,7 @@ class Policy:
         # behind the present frame, because a codec that compresses time decodes no later frame without the first
         videos = self.checkpoint.codec.decode(torch.cat([present, future], dim=2))[:, 1:].cpu().numpy()
         if actions is None:
-            actions = np.stack([chunk.actions for chunk in self._chunks(values[Group.ACTION], encoded.states)])
+            actions = np.stack([chunk.actions for chunk in self._chunks(values[Group.ACTION], states)])
         return [Imagination(video, chunk) for video, chunk in zip(videos, actions, strict=True)]
 
     def _together(
@@ -289,8 +280,8 @@ class Policy:
         `pasts` are what is looked back on (`recall.past_of`): all of one length, or none.
         """
         given = self._given(*self._observed(observations))
-        states = np.stack([observation.state for observation in observations])
-        encoded = Encoded(given, self._text([observation.instruction for observation in observations]), states)
+        text = self._text([observation.instruction for observation in observations])
+        encoded = Encoded(given, text, self._embodiment(len(observations)))
         return self._look_back(encoded, pasts) if pasts else encoded
 
     def _observed(self, observations: Sequence[Observation]) -> tuple[Tensor, Tensor]:
@@ -305,37 +296,45 @@ class Policy:
         return given
 
     @property
+    def alone(self) -> bool:
+        """Whether actions are denoised from the present alone: it does not look back, and imagines nothing to act. Then
+        all shapes are the same in every call.
+        """
+        noisy = denoised(plan(self.table, [Group.ACTION], NEVER_NOISY - {Group.HISTORY}))
+        return noisy == {Group.ACTION} and not self.checkpoint.window.history_offsets
+
+    @property
     def _replays(self) -> bool:
-        """Whether acting is one CUDA graph: all shapes are the same in every call, and all noise is that of actions."""
-        given = NEVER_NOISY - {Group.HISTORY}
-        return (
-            self.exact.graph
-            and self.device.type == "cuda"
-            and not self.checkpoint.window.history_offsets
-            and denoised(plan(self.table, [Group.ACTION], given)) == {Group.ACTION}
-        )
+        """Whether acting is one CUDA graph."""
+        return self.exact.graph and self.device.type == "cuda" and self.alone
+
+    def prepare(self, observations: Sequence[Observation], seeds: Sequence[int]) -> Prepared:
+        """What `decide` is asked. Raises ValueError as `act` does."""
+        pictures, states = self._observed(observations)
+        text = self._text([observation.instruction for observation in observations])
+        noise = self.action_noise([2 * seed for seed in seeds])
+        return Prepared(pictures, states, noise, self._embodiment(len(observations)), text)
 
     @torch.inference_mode()
-    def _replay(
-        self, observations: Sequence[Observation], seeds: Sequence[int], start: Start | None
-    ) -> Float[Tensor, "B K A"]:
-        """Normalised actions, with everything behind the composed pictures in one graph."""
+    def decide(self, asked: Prepared, start: Start | None = None) -> Float[Tensor, "B K A"]:
+        """Normalised actions of a policy that acts from the present `alone`; on a GPU by one graph."""
         model, codec, experts = self.checkpoint.model, self.checkpoint.codec, len(self.checkpoint.model.config.experts)
         guesses = list(start.guesses.values()) if start else []
 
-        def acted(pictures: Tensor, states: Tensor, noise: Tensor, *rest: Tensor) -> Tensor:
+        def acted(pictures: Tensor, states: Tensor, noise: Tensor, embodiment: Tensor, *rest: Tensor) -> Tensor:
             guess, text = rest[: len(guesses)], TextContext.of_leaves(rest[len(guesses) :], experts)
             going_on = replace(start, guesses={Group.ACTION: guess[0]}) if start else None
-            encoded = Encoded(self._given(pictures, states), text, np.zeros((len(states), 0), np.float32))
+            encoded = Encoded(self._given(pictures, states), text, embodiment)
             return self._denoise(encoded, [Group.ACTION], {Group.ACTION: noise}, going_on)[Group.ACTION]
 
-        text = self._text([observation.instruction for observation in observations])
-        noise = self.action_noise([2 * seed for seed in seeds])
-        inputs = [*self._observed(observations), noise, *guesses, *text.leaves]
+        inputs = [asked.pictures, asked.states, asked.noise, asked.embodiment, *guesses, *asked.text.leaves]
+        inputs = [tensor.to(self.device, non_blocking=True) for tensor in inputs]
+        if not self._replays:
+            return acted(*inputs)
         return self._graphs.call(
             acted,
-            [tensor.to(self.device, non_blocking=True) for tensor in inputs],
-            name=(self.table, self.exact, self.approximate, self.robot.embodiment.index, start is None),
+            inputs,
+            name=(self.table, self.exact, self.approximate, self.robot.embodiment.state_names == (), start is None),
             modules=[model, *(part for part in vars(codec).values() if isinstance(part, nn.Module))],
             made_from=[self._levels.ready(model, self.sampling), codec],
         )
@@ -354,7 +353,7 @@ class Policy:
             self.table,
             history,
             encoded.text,
-            self._embodiment(len(pasts)),
+            encoded.embodiment,
             Context.stack(before) if before else None,
         )
         return replace(encoded, given={Group.HISTORY: history, **encoded.given}, context=context)
@@ -363,17 +362,7 @@ class Policy:
         return torch.full((count,), self.robot.embodiment.index, device=self.device)
 
     def _text(self, instructions: Sequence[str]) -> TextContext:
-        """Keys and values of instructions; those of the last `TEXTS` distinct ones are kept."""
-        distinct = list(dict.fromkeys(instructions))
-        known = [self._texts.pop(instruction, None) for instruction in distinct]
-        contexts = [context or self._embed(text) for text, context in zip(distinct, known, strict=True)]
-        self._texts.update(zip(distinct, contexts, strict=True))  # the newest come last
-        for old in list(self._texts)[:-TEXTS]:
-            self._texts.pop(old, None)
-        context = TextContext.stack(contexts)
-        if len(distinct) == len(instructions):
-            return context
-        return context.select(torch.tensor([distinct.index(text) for text in instructions], device=self.device))
+        return self._instructions.contexts(instructions, self._embed)
 
     @torch.inference_mode()
     def _embed(self, instruction: str) -> TextContext:
@@ -408,7 +397,7 @@ class Policy:
             noise=noise,
             wanted=wanted,
             text=encoded.text,
-            embodiment=self._embodiment(len(encoded.given[Group.OBSERVATION])),
+            embodiment=encoded.embodiment,
             sampling=self.sampling,
             context=encoded.context,
             exact=self.exact,

@@ -30,9 +30,10 @@ def load_policy(
     """
     from actwam.memory import device_of, require
     from actwam.policy import Policy
+    from actwam.policy_memory import policy_need
     from actwam.sampler import NOTHING
 
-    require(Policy.need(folder, device=device, precision=precision), device_of(device))
+    require(policy_need(folder, device=device, precision=precision), device_of(device))
     return Policy.load(
         folder,
         robot=robot,

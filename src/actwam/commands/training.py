@@ -90,13 +90,13 @@ def memory(
         as_json: Print bytes as JSON.
     """
     from actwam.memory import device_of
-    from actwam.policy import Policy
+    from actwam.policy_memory import policy_need
     from actwam.train.loop import resolve_precision
     from actwam.train.memory import recipe_need
 
     place = device_of(device, here=False)
     if Path(what).is_dir():
-        needs = {"acting": Policy.need(what, device=device, precision=precision)}
+        needs = {"acting": policy_need(what, device=device, precision=precision)}
     else:
         recipe = find_recipe(what, options or {}, start, robots)
         needs = {
