@@ -338,7 +338,10 @@ def test_selected_and_stacked_instructions_equal_encoding_them(model: WorldActio
     distinct = model.text_context(tiny.TEXT.encode(sentences[:2]))
     single = [model.text_context(tiny.TEXT.encode([sentence])) for sentence in sentences]
     for other in (distinct.select(torch.tensor([0, 1, 0])), TextContext.stack(single)):
-        assert all(difference(a, b) < 1e-6 for a, b in zip(pairs(direct), pairs(other), strict=True))
+        assert all(difference(a, b) < 1e-6 for a, b in zip(direct.leaves, other.leaves, strict=True))
+    again = TextContext.of_leaves(direct.leaves, len(model.config.experts))
+    assert [len(layer) for layer in again.layers] == [len(layer) for layer in direct.layers]
+    assert all(a is b for a, b in zip(again.leaves, direct.leaves, strict=True))
 
 
 def test_text_of_another_width_is_refused(model: WorldActionTransformer) -> None:
