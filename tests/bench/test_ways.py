@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from actwam.bench.shapes import random_policy, shape_named
-from actwam.bench.ways import Settings, time_ways
+from actwam.bench.ways import COMPILED, NOTHING, Settings, time_ways
 from actwam.cli import COMMANDS
+from actwam.policy import Policy
 from actwam.provenance import provenance
 from actwam.report.bench import markdown, write_figure
 from actwam.tokens import ACTION_ONLY
@@ -64,6 +65,17 @@ def test_without_a_future_there_is_no_joint_decoding() -> None:
     alone = replace(policy, table=ACTION_ONLY, checkpoint=checkpoint)
     one = time_ways({"fp32": alone}, Settings(repeats=1, warmup=1), lambda *_: None)
     assert [case["way"] for case in one["cases"]] == ["own", "own, as released"]
+
+
+def test_compiled_blocks_are_a_way_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Policy, "compiled", lambda policy: replace(policy, exact=NOTHING))  # which takes no minutes
+    policy = random_policy(shape_named("tiny", layers=1))
+    one = time_ways({"fp32": policy}, Settings(repeats=1, warmup=1, compiled=True), lambda *_: None)
+    own, compiled, *_ = one["cases"]
+    assert compiled["way"] == COMPILED
+    assert compiled["deviation"] == 0  # of what was compiled, which decodes as the reference does
+    assert own["deviation"] > 0
+    assert compiled["floor_ms"] == own["floor_ms"]
 
 
 @pytest.mark.parametrize("batches", [(), (0,), (1, -2)])

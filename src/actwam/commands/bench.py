@@ -65,11 +65,12 @@ def bench(
 
     from actwam.bench.shapes import shape_named
     from actwam.bench.ways import Settings, time_ways
-    from actwam.model.quantize import quantize
     from actwam.provenance import provenance
     from actwam.report.bench import markdown, write_figure
     from actwam.sampler import Approximate
 
+    if not policies:
+        raise ValueError("name a checkpoint, the folder of a training run, or a shape: tiny, small, gwp0, gwp05")
     if package and "fp32" not in precision:
         raise ValueError("a package is written from a policy in fp32: add it to --precision")
     if threads is not None:
@@ -85,9 +86,7 @@ def bench(
         versions: dict[str, Policy] = {p: make(p) for p in precision}
         plain = list(versions)
         if weights is not None:
-            rounded = make(precision[-1])
-            quantize(rounded.checkpoint.model, weights)
-            versions[f"{precision[-1]}, {weights} weights"] = rounded
+            versions[f"{precision[-1]}, {weights} weights"] = make(precision[-1], weights=weights)
         with progress_bars() as progress, TemporaryDirectory() as folder:
             runners = _runners(versions["fp32"], plain, Path(folder) / "package", threads) if package else {}
             found[name] = time_ways(versions, settings, progress, runners)
@@ -102,7 +101,13 @@ def bench(
 
 
 def _version(
-    source: Shape | Path, precision: Precision, device: str, robot: str | None, approximate: Approximate
+    source: Shape | Path,
+    precision: Precision,
+    *,
+    device: str,
+    robot: str | None,
+    approximate: Approximate,
+    weights: Weights | None = None,
 ) -> Policy:
     """The policy of a checkpoint, or a random one. Raises ValueError, before it is made, when it does not fit into
     memory.
@@ -110,11 +115,15 @@ def _version(
     from actwam.bench.shapes import need, random_policy
     from actwam.memory import device_of, require
     from actwam.model.files import DTYPES
+    from actwam.model.quantize import quantize
 
     if isinstance(source, Path):
-        return load_policy(source, device, precision, robot, approximate=approximate)
+        return load_policy(source, device, precision, robot, weights, approximate)
     require(need(source, device=device, dtype=DTYPES[precision]), device_of(device))
-    return replace(random_policy(source, device=device, dtype=DTYPES[precision]), approximate=approximate)
+    made = replace(random_policy(source, device=device, dtype=DTYPES[precision]), approximate=approximate)
+    if weights is not None:
+        quantize(made.checkpoint.model, weights)
+    return made
 
 
 def _runners(policy: Policy, precisions: Sequence[str], folder: Path, threads: int | None) -> dict[str, Any]:
