@@ -43,7 +43,13 @@ def test_each_acts_as_it_would_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_act_together_is_refused() -> None:
     policies, seen, seeds = asked()
     for other in (policy(), replace(policies[0], approximate=Approximate(num_steps=2))):
-        with pytest.raises(ValueError, match="share model, table, device and schedule"):
+        with pytest.raises(ValueError, match="share a checkpoint, a table, a device and a schedule"):
+            act_together([*policies[:4], other], seen, seeds)
+    robot = policies[0].robot
+    larger = replace(policies[0], robot=replace(robot, layout=replace(robot.layout, height=64)))
+    unfelt = replace(policies[0], robot=replace(robot, embodiment=replace(robot.embodiment, state_names=())))
+    for other in (larger, unfelt):
+        with pytest.raises(ValueError, match="all or none have a state"):
             act_together([*policies[:4], other], seen, seeds)
     with pytest.raises(ValueError, match="5 policies, 4 observations and 5 seeds"):
         act_together(policies, seen[:4], seeds)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from actwam.graphs import KEPT, Captured, Function, Graphs
+from actwam.model.quantize import quantize
 from actwam.policy import Policy
 from actwam.sampler import Approximate, Exact
 from actwam.tokens import ACTION_ONLY, JOINT
@@ -165,6 +166,28 @@ def test_a_warm_start_is_replayed_too(replayed: Recorder) -> None:
     assert all(np.abs(a.actions - b.actions).max() < 1e-5 for a, b in zip(found, expected, strict=True))
     assert np.abs(found[0].actions - chunks[0].actions).max() > 1e-3
     assert replayed.captures == 3  # all anew; two that go on, and the third, alone
+
+
+def test_schedules_in_turns_are_captured_once_each(replayed: Recorder) -> None:
+    acting = policy(replayed)
+    fewer = replace(acting, approximate=Approximate(num_steps=2))
+    for _ in range(3):
+        assert np.abs(actions(acting, 2) - actions(fewer, 2)).max() > 1e-4
+    assert replayed.captures == 2
+
+
+def test_rounded_weights_have_places_too(replayed: Recorder) -> None:
+    acting = policy(replayed)
+    quantize(acting.checkpoint.model, "int8")
+    before = actions(acting, 2)
+    assert np.abs(before - actions(replace(acting, exact=OFF), 2)).max() < 1e-6
+    other = tiny.model("two", seed=1)
+    quantize(other, "int8")
+    acting.checkpoint.model.blocks[0].experts[1].out = other.blocks[0].experts[1].out
+    after = actions(acting, 2)
+    assert replayed.captures == 2
+    assert np.abs(after - before).max() > 1e-4
+    assert np.abs(after - actions(replace(acting, exact=OFF), 2)).max() < 1e-6
 
 
 def test_as_many_seeds_as_observations_are_needed(replayed: Recorder) -> None:

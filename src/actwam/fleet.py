@@ -24,8 +24,9 @@ def act_together(
     first = policies[0]
     if any(_shared(policy) != _shared(first) for policy in policies):
         raise ValueError(
-            "robots act together when they share model, table, device and schedule, all or none have a state, and "
-            "their composed pictures are of one size: make the policies from one by `of_robot`, and call others apart"
+            "robots act together when they share a checkpoint, a table, a device and a schedule, all or none have a "
+            "state, and their composed pictures are of one size: make the policies from one by `of_robot`, and call "
+            "others apart"
         )
     if not first.alone:
         raise ValueError("robots act together from the present alone: this policy looks back, or imagines to act")
@@ -40,4 +41,4 @@ def act_together(
 def _shared(policy: Policy) -> tuple[object, ...]:
     robot = policy.robot
     size = robot.layout.height, robot.layout.width, bool(robot.embodiment.state_names)
-    return id(policy.checkpoint.model), policy.table, policy.device, policy.sampling, policy.approximate, *size
+    return id(policy.checkpoint), policy.table, policy.device, policy.exact, policy.approximate, *size

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+_ONE_AT_A_TIME = threading.Lock()
+"""No other graph is captured or replayed while one is: a capture notes all that reaches its stream, and inputs are
+written before the replay that reads them.
+"""
 KEPT = 8
 """Graphs that are kept: the last ones asked for. Each holds what its call allocates."""
 WARMUP = 3
@@ -39,8 +44,14 @@ def capture(function: Function, inputs: Sequence[Tensor]) -> Captured:
             for _ in range(WARMUP):
                 function(*own)
         torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph):
-            output = function(*own)
+        try:
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                output = function(*own)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "this call cannot be captured as a CUDA graph; act without one: "
+                "dataclasses.replace(policy, exact=Exact(graph=False))"
+            ) from error
     return Captured(own, output, graph.replay)
 
 
@@ -55,7 +66,6 @@ class Graphs:
     def __init__(self, capture: Callable[[Function, Sequence[Tensor]], Captured] = capture) -> None:
         self._capture = capture
         self._kept: dict[Hashable, _Graph] = {}
-        self._one_at_a_time = threading.Lock()
 
     def call(
         self,
@@ -69,7 +79,7 @@ class Graphs:
         """`function(*inputs)`, where the function is the same for the same `name`, reads the weights of `modules` and
         the objects `made_from`. Says by a warning when other shapes than before cost a capture.
         """
-        with self._one_at_a_time:
+        with _ONE_AT_A_TIME:
             key = name, tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
             graph = self._kept.pop(key, None)
             if graph is None or not graph.holds(made_from):
@@ -83,14 +93,22 @@ class Graphs:
             self._kept[key] = graph  # the newest come last
             for old in list(self._kept)[:-KEPT]:
                 del self._kept[old]
-            # as few kernels as can be: an instruction alone is a hundred tensors
-            torch._foreach_copy_(list(graph.captured.inputs), list(inputs), non_blocking=True)
+            _copy(graph.captured.inputs, inputs)
             graph.captured.replay()
             return graph.captured.output.clone()
 
 
-Place = tuple[Mapping[str, Tensor | None], str, int]
-"""Where a module keeps a tensor, under which name, and its address."""
+def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """In as few kernels as can be, one for those of a dtype: an instruction alone is a hundred tensors."""
+    alike: dict[torch.dtype, list[int]] = {}
+    for i, source in enumerate(sources):
+        alike.setdefault(source.dtype, []).append(i)
+    for which in alike.values():
+        torch._foreach_copy_([targets[i] for i in which], [sources[i] for i in which], non_blocking=True)
+
+
+Place = tuple[Mapping[str, Tensor | nn.Module | None], str, Tensor | nn.Module, tuple[int, ...]]
+"""Who holds a tensor or a module, under which name, what it held, and where that lay in memory."""
 
 
 @dataclass(frozen=True)
@@ -102,16 +120,27 @@ class _Graph:
     def holds(self, made_from: Sequence[object]) -> bool:
         """Whether nothing that it reads has moved or is another."""
         return all(a is b for a, b in zip(self.made_from, made_from, strict=True)) and all(
-            (tensor := owner.get(name)) is not None and tensor.data_ptr() == address
-            for owner, name, address in self.places
+            owner.get(name) is held and _addresses(held) == lay for owner, name, held, lay in self.places
         )
 
 
 def _places(modules: Sequence[nn.Module]) -> tuple[Place, ...]:
-    """Of all parameters and buffers."""
-    owners: list[Mapping[str, Tensor | None]] = [
-        owner for module in modules for each in module.modules() for owner in (each._parameters, each._buffers)
+    """Of all parameters and buffers, and of the modules between them and these."""
+    owners: list[Mapping[str, Tensor | nn.Module | None]] = [
+        owner
+        for module in modules
+        for each in module.modules()
+        for owner in (each._parameters, each._buffers, each._modules)
     ]
     return tuple(
-        (owner, name, tensor.data_ptr()) for owner in owners for name, tensor in owner.items() if tensor is not None
+        (owner, name, held, _addresses(held)) for owner in owners for name, held in owner.items() if held is not None
     )
+
+
+def _addresses(held: Tensor | nn.Module) -> tuple[int, ...]:
+    """Of a tensor; of one that consists of others, as rounded weights do, those of them all."""
+    if isinstance(held, nn.Module):
+        return ()
+    if is_traceable_wrapper_subclass(held):
+        return tuple(a for name in held.__tensor_flatten__()[0] for a in _addresses(getattr(held, name)))
+    return (held.data_ptr(),)

@@ -131,8 +131,8 @@ class Policy:
     def compiled(self) -> Policy:
         """The same policy, its weights shared, with blocks that `torch.compile` makes for the shapes they meet.
 
-        The first call with every batch size compiles: half a minute on a CPU, minutes on a GPU. Actions differ in the
-        last bits.
+        The first call with a batch size compiles, half a minute and more; after the fourth or so PyTorch compiles no
+        further ones (`torch._dynamo.config.recompile_limit`) and runs them as before. Actions differ in the last bits.
         """
         shared = {id(tensor): tensor for tensor in self.checkpoint.model.state_dict(keep_vars=True).values()}
         model = copy.deepcopy(self.checkpoint.model, shared)
@@ -329,14 +329,15 @@ class Policy:
 
         inputs = [asked.pictures, asked.states, asked.noise, asked.embodiment, *guesses, *asked.text.leaves]
         inputs = [tensor.to(self.device, non_blocking=True) for tensor in inputs]
+        stateless, steps = not self.robot.embodiment.state_names, start.steps if start else None
         if not self._replays:
             return acted(*inputs)
         return self._graphs.call(
             acted,
             inputs,
-            name=(self.table, self.exact, self.approximate, self.robot.embodiment.state_names == (), start is None),
+            name=(self.table, self.exact, self.approximate, stateless, steps),
             modules=[model, *(part for part in vars(codec).values() if isinstance(part, nn.Module))],
-            made_from=[self._levels.ready(model, self.sampling), codec],
+            made_from=[self._levels.ready(model, self.sampling), model, codec],
         )
 
     def _look_back(self, encoded: Encoded, pasts: Sequence[Memory]) -> Encoded:

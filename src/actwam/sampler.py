@@ -123,24 +123,24 @@ Ready = dict[tuple[Group, bool], tuple[Level, ...]]
 
 
 class Levels:
-    """The noise levels of a schedule as a model takes them, made once for all calls.
+    """The noise levels of schedules as a model takes them, made once for all calls.
 
-    They are made anew when the model or the schedule is another than before, or weights were changed in place.
+    They are made anew when the model is another than before, or weights were changed in place.
     """
 
     def __init__(self) -> None:
         self._made_for: tuple[Any, ...] = ()
         self._weights: list[torch.UntypedStorage] = []  # kept, so that no others ever stand at their addresses
-        self._made: Ready = {}
+        self._made: dict[Sampling, Ready] = {}
 
     def ready(self, model: WorldActionTransformer, sampling: Sampling) -> Ready:
         """Those that are made already. What is added to them is kept."""
         parameters = model.level_parameters()
-        made_for = (sampling, *map(_version, parameters))
+        made_for = tuple(map(_version, parameters))
         if made_for != self._made_for:
             self._made_for, self._made = made_for, {}
             self._weights = [parameter.untyped_storage() for parameter in parameters]
-        return self._made
+        return self._made.setdefault(sampling, {})
 
 
 def _version(parameter: Tensor) -> tuple[int, int]:

@@ -111,6 +111,8 @@ def evaluate(
             provenance={
                 "policy": loaded.checkpoint.digest,
                 **({} if approximate == NOTHING else {"approximate": asdict(approximate)}),
+                **({} if weights is None else {"weights": weights}),
+                **({} if precision == "auto" else {"precision": precision}),
             },
             videos_per_task=videos,
             progress=lambda done, total: report(f"evaluate {scene}", done, total),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from actwam.tokens import Rows
 ROPE_THETA = 10_000.0
 
 
-@lru_cache(maxsize=256)
+@cache  # never forgotten: a CUDA graph reads them where they lie, and they are small
 @torch.inference_mode(False)  # kept for training too, wherever it was first needed
 def visual_rope(
     first_frame: int, frames: int, height: int, width: int, head_width: int, device: torch.device
@@ -36,7 +36,7 @@ def visual_rope(
     return torch.cat([_turns(place, n) for place, n in zip(grid.T, widths, strict=True)], dim=1).to(device)
 
 
-@lru_cache(maxsize=256)
+@cache
 @torch.inference_mode(False)
 def step_rope(first_step: int, steps: int, head_width: int, device: torch.device) -> Tensor:
     """1-D rotary embedding over the whole head. The state stands at step 0, actions at 1..K: (n, head_width / 2, 2)."""
@@ -146,7 +146,7 @@ class FeedForward(nn.Sequential):
         super().__init__(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, out or width))
 
 
-@lru_cache(maxsize=16)
+@cache
 @torch.inference_mode(False)
 def _frequencies(n: int, device: torch.device) -> Float[Tensor, "n"]:
     """theta^(-i / n) in float32, rounded as diffusers rounds it: a timestep of 1000 turns the last bit of a frequency

@@ -17,13 +17,16 @@ def quantize(model: WorldActionTransformer, weights: Weights) -> None:
     """Round, in place, the weights of all linear layers of the blocks, row by row. Norms, modulation, projectors and
     heads stay as they are.
 
-    Raises ValueError without torchao, on an unknown kind of weights, and for fp8 unless the model is in bfloat16 on a
-    GPU that multiplies in fp8.
+    Raises ValueError without torchao, on an unknown kind of weights, for fp8 unless the model is in bfloat16 on a GPU
+    that multiplies in fp8, and for int8 on any GPU: there torchao waits for the device at every product.
     """
     if weights not in get_args(Weights):
         raise ValueError(f"weights are {' or '.join(get_args(Weights))}, not {weights!r}")
+    device = model.patch_head.weight.device
     if weights == "fp8":
-        _require_fp8(model.patch_head.weight.device, model.patch_head.weight.dtype)
+        _require_fp8(device, model.patch_head.weight.dtype)
+    elif device.type == "cuda":
+        raise ValueError("int8 weights are for CPUs: on a GPU take fp8, or leave them as they are")
     try:
         import torchao.quantization as ao
     except ImportError as error:
@@ -37,6 +40,6 @@ def quantize(model: WorldActionTransformer, weights: Weights) -> None:
 
 def _require_fp8(device: torch.device, dtype: torch.dtype) -> None:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < FP8_FROM:
-        raise ValueError("fp8 needs a GPU of compute capability 8.9 or more (Ada, Hopper); int8 runs anywhere")
+        raise ValueError("fp8 needs a GPU of compute capability 8.9 or more (Ada, Hopper); on a CPU take int8")
     if dtype is not torch.bfloat16:
         raise ValueError("fp8 weights multiply in bfloat16: load the policy with precision bf16")
