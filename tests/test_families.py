@@ -16,6 +16,7 @@ from actwam.data.dataset import LeRobotDataset
 from actwam.data.loader import Window
 from actwam.memory import Tokens, acting_need
 from actwam.policy import Policy
+from actwam.policy_memory import policy_need
 from actwam.recipes import families as recipes
 from actwam.tokens import (
     ACTION_CENTERED,
@@ -220,7 +221,7 @@ def test_its_memory_is_counted(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
     recipe = tiny.recipe(table=family.table, window=family.window)
     save(tiny.checkpoint(table=family.table, window=family.window), tmp_path / "saved")
-    training, acting = recipe_need(recipe, recipe.stages[0], CPU, "fp32"), Policy.need(tmp_path / "saved")
+    training, acting = recipe_need(recipe, recipe.stages[0], CPU, "fp32"), policy_need(tmp_path / "saved")
     assert training.activations > acting.activations > 0
 
 
