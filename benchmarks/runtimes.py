@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,14 @@ def _built(this: Asked, build: Build, folder: Path, limit: int) -> dict[str, Any
     return {"run": run, "build_s": time.perf_counter() - start, "bytes": size or None}
 
 
+def _version(package: str) -> str | None:
+    """None where it is not installed: then the runtimes that need it fail, and that is in the results."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?", type=Path)
@@ -240,8 +248,9 @@ def main() -> None:
         results = {
             "shapes": found,
             "repeats": options.repeats,
+            "limit": options.limit,
             "threads": torch.get_num_threads(),
-            "versions": {package: version(package) for package in PACKAGES},
+            "versions": {package: _version(package) for package in PACKAGES},
             "provenance": provenance(),
         }
         if options.out:
