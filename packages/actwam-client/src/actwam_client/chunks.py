@@ -63,7 +63,8 @@ class Executor:
     * `switch`: receding horizon. A new chunk replaces the old one when it comes, asked for so early that it is expected
       after `execute_horizon` actions (None: half of the chunk).
     * `ensemble`: a chunk is asked for whenever none is under way, and an action is the mean of all chunks that speak of
-      its step, with weights exp(-decay i), i = 0 the oldest (ACT, arXiv 2304.13705, algorithm 2).
+      its step, with weights exp(-decay n), n the steps by which it is newer than the oldest (ACT, arXiv 2304.13705,
+      algorithm 2, where a chunk comes every step).
     * `rtc`: real-time chunking. As `switch`, but the request tells the policy which actions will be executed before it
       answers, and no others are: where the answer is later than that, the robot holds. So chunks fit together.
 
@@ -206,7 +207,8 @@ class Executor:
         rows = [chunk.actions[self.step - chunk.step] for chunk in self._chunks]
         if len(rows) == 1:
             return rows[0]
-        weights = np.exp(-self._decay * np.arange(len(rows)))
+        newer = np.array([chunk.step - self._chunks[0].step for chunk in self._chunks])
+        weights = np.exp(-self._decay * newer)
         return np.asarray((weights / weights.sum()) @ np.stack(rows), rows[0].dtype)
 
 
