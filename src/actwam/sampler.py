@@ -204,8 +204,7 @@ def sample(
         new = stage.encode - set(context.groups if context else ()) - carried
         if not exact.context:
             carried, new = carried | new, frozenset()
-        first, begun = _begin(stage, sampling, noise, start)
-        begun = {group: items.held(group, value) for group, value in begun.items()}
+        first, begun = items.begun(stage, noise, start)
         values, before = values | begun, dict[Group, Tensor]()
         clean = [items.clean(group, values[group]) for group in Group if group in new]
         guide = start if isinstance(start, Guide) and Group.ACTION in stage.denoise else None
@@ -225,40 +224,10 @@ def sample(
                 velocities = model(noisy, text, embodiment, table, seen)
             if seen and step == first and exact.room and not guide:  # through what is overwritten goes no gradient
                 seen = seen.with_room(model.tokens(noisy))
-            for group in stage.denoise:
-                schedule = sampling.levels(group)
-                stepped = _stepped(values[group], velocities[group], before.get(group), schedule, step)
-                values[group] = items.held(group, stepped)
+            values |= items.stepped(stage.denoise, values, velocities, before, step)
             before = velocities if extrapolate else {}
         reusable = context if new and new <= set(given) else reusable
     return {group: values[group] for group in values if group not in given}, reusable
-
-
-def _begin(
-    stage: Stage, sampling: Sampling, noise: Mapping[Group, Tensor], start: Onward | None
-) -> tuple[int, dict[Group, Float[Tensor, "B ..."]]]:
-    """The first step of a stage that runs, and the noisy values that it begins with."""
-    if not isinstance(start, Start) or not stage.denoise <= start.guesses.keys():
-        return 0, {group: noise[group] for group in stage.denoise}
-    first, values = sampling.num_steps - start.steps, {}
-    for group in stage.denoise:
-        sigma = torch.full((len(noise[group]),), sampling.levels(group)[first], device=noise[group].device)
-        values[group] = flow.interpolate(start.guesses[group], noise[group], sigma)
-    return first, values
-
-
-def _stepped(
-    value: Float[Tensor, "B ..."],
-    velocity: Float[Tensor, "B ..."],
-    before: Float[Tensor, "B ..."] | None,
-    levels: Sequence[float],
-    step: int,
-) -> Float[Tensor, "B ..."]:
-    """`value` after a step along its velocity; given that of the step `before`, too, extrapolated."""
-    now, then = levels[step : step + 2]
-    if before is not None:
-        velocity = flow.mean_velocity(velocity, before, levels[step - 1], now, then)
-    return flow.euler(value, velocity, now, then)
 
 
 @dataclass(frozen=True)
@@ -270,6 +239,36 @@ class _Items:
     ready: Ready | None
     prefix: Prefix | None = None
 
+    def begun(
+        self, stage: Stage, noise: Mapping[Group, Tensor], start: Onward | None
+    ) -> tuple[int, dict[Group, Float[Tensor, "B ..."]]]:
+        """The first step of a stage that runs, and the noisy values that it begins with."""
+        if not isinstance(start, Start) or not stage.denoise <= start.guesses.keys():
+            return 0, {group: self._held(group, noise[group]) for group in stage.denoise}
+        first, values = self.sampling.num_steps - start.steps, {}
+        for group in stage.denoise:
+            sigma = torch.full((len(noise[group]),), self.sampling.levels(group)[first], device=noise[group].device)
+            values[group] = flow.interpolate(start.guesses[group], noise[group], sigma)
+        return first, values
+
+    def stepped(
+        self,
+        groups: Set[Group],
+        values: Mapping[Group, Float[Tensor, "B ..."]],
+        velocities: Mapping[Group, Float[Tensor, "B ..."]],
+        before: Mapping[Group, Float[Tensor, "B ..."]],
+        step: int,
+    ) -> dict[Group, Float[Tensor, "B ..."]]:
+        """`values` after a step along their velocities; extrapolated, given those of the step `before`."""
+        after = {}
+        for group in groups:
+            levels, velocity = self.sampling.levels(group), velocities[group]
+            now, then = levels[step : step + 2]
+            if group in before:
+                velocity = flow.mean_velocity(velocity, before[group], levels[step - 1], now, then)
+            after[group] = self._held(group, flow.euler(values[group], velocity, now, then))
+        return after
+
     def along(
         self, groups: Sequence[Group], denoised: Set[Group], values: Mapping[Group, Tensor], step: int
     ) -> list[GroupInput]:
@@ -278,10 +277,6 @@ class _Items:
             self.noisy(group, values[group], step) if group in denoised else self.clean(group, values[group])
             for group in groups
         ]
-
-    def held(self, group: Group, value: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
-        """A noisy value with what is known of it in its place."""
-        return self.prefix.held(value) if self.prefix and group is Group.ACTION else value
 
     def noisy(self, group: Group, value: Float[Tensor, "B ..."], step: int) -> GroupInput:
         item = self._at(group, value, self.sampling.levels(group)[:-1], step, noisy=True)
@@ -295,6 +290,10 @@ class _Items:
 
     def clean(self, group: Group, value: Float[Tensor, "B ..."]) -> GroupInput:
         return self._at(group, value, (0.0,), 0, noisy=False)
+
+    def _held(self, group: Group, value: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """A noisy value with what is known of it in its place."""
+        return self.prefix.held(value) if self.prefix and group is Group.ACTION else value
 
     def _at(
         self, group: Group, value: Float[Tensor, "B ..."], sigmas: tuple[float, ...], step: int, noisy: bool

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actwam.sim.chunks import ENSEMBLE_RATE, Execution, Merge, Timing
+from actwam.types import ActionChunk
 from actwam_client.chunks import Delay, Executor, Request
 from actwam_client.contract import Previous
 
@@ -245,3 +247,52 @@ def test_what_makes_no_sense_is_refused() -> None:
     for wrong in (np.zeros((0, 1)), np.zeros(K), np.zeros((3, 1))):  # an empty answer is an error, never no action
         with pytest.raises(ValueError, match="rows of actions"):
             executor.offer(request, wrong)
+
+
+class TestAsInTheSimulator:
+    """What `actwam eval --delay --merge` measured is what a robot executes: its two rules agree, action by action."""
+
+    @pytest.mark.parametrize("merge", ["switch", "rtc"])
+    @pytest.mark.parametrize(("every", "late"), [(1, 0), (3, 0), (3, 2), (4, 4), (2, 1)])
+    def test_one_chunk_at_a_time(self, merge: Merge, every: int, late: int) -> None:
+        delay, timing = Delay(), Timing(every, late, merge)
+        delay.add(late)
+        executor = Executor(K, strategy=merge, execute_horizon=every + late, delay=delay)
+        told, under_way = [], list[Request]()
+        for step, expected in enumerate(self.simulated(timing)):
+            if under_way and step == under_way[0].step + late:
+                executor.offer(under_way[0], self.named(under_way.pop().step // every))
+            if (request := executor.need()) is not None:
+                assert request.step % every == 0
+                told.append(request.previous and (request.previous.executed, request.previous.committed))
+                under_way.append(request)
+            if under_way and (step == 0 or late == 0):
+                executor.offer(under_way[0], self.named(under_way.pop().step // every))
+            assert np.array_equal(self.executed(executor), expected), step
+        before = timing.previous(ActionChunk(self.named(0)))
+        as_told = before and (before.executed, before.committed)
+        assert merge == "switch" or told[1:] == [as_told] * (len(told) - 1)
+
+    def test_an_ensemble_of_every_step(self) -> None:
+        executor, simulated = Executor(K, strategy="ensemble", decay=ENSEMBLE_RATE), Timing(1, 0, "ensemble")
+        for step, expected in enumerate(self.simulated(simulated)):
+            request = executor.need()
+            assert request is not None
+            assert request.step == step
+            executor.offer(request, self.named(step))
+            assert np.allclose(self.executed(executor), expected), step
+
+    @staticmethod
+    def named(call: int) -> np.ndarray:
+        """Every action says from which call it is, and which of its chunk."""
+        return np.stack([np.array([call, i, 0, 0], np.float32) for i in range(K)])
+
+    @staticmethod
+    def executed(executor: Executor) -> np.ndarray:
+        action = executor.next()
+        assert action is not None
+        return action
+
+    def simulated(self, timing: Timing) -> np.ndarray:
+        execution = Execution(timing, "here")
+        return np.concatenate([execution.go_on(ActionChunk(self.named(call))) for call in range(8)])

@@ -93,17 +93,8 @@ def compare(
         future_share=future_share if chosen.has_future else 1.0,
         shared_sigma=chosen.shared_sigma,
     )
-    demonstrations = [_source("demos", mode, 1 / len(chosen.modes)) for mode in chosen.modes]
-    others = [
-        _source(name, Mode.VIDEO if name == "clips" else Mode.POLICY, weight) for name, weight in (extra or {}).items()
-    ]
-    modes = (Mode.VIDEO, Mode.WORLD) if embodied_actions else (Mode.VIDEO,)
-    embodied = tuple(_source("embodied", mode) for mode in modes)
-    stages = {
-        "general": ((_source("general", Mode.VIDEO),), general_steps),
-        "embodied": (embodied, embodied_steps),
-        "align": ((*demonstrations, *others), align_steps),
-    }
+    sources = _compared(chosen, embodied_actions, extra or {})
+    steps = {"general": general_steps, "embodied": embodied_steps, "align": align_steps}
     visual, action = (visual_width, 4 * visual_width), (action_width, 4 * action_width)
     return _recipe(
         "metaworld.compare",
@@ -116,15 +107,27 @@ def compare(
         ),
         stages=tuple(
             replace(
-                _stage(name, sources, steps, 16, replace(objective, action_prefix=action_prefix * (name == "align"))),
+                _stage(name, sources[name], steps[name], 16, replace(objective, action_prefix=prefix)),
                 seed=seed,
                 precision=precision,
             )
-            for name, (sources, steps) in stages.items()
-            if steps
+            for name, prefix in (("general", 0), ("embodied", 0), ("align", action_prefix))
+            if steps[name]
         ),
         codec=replace(CODEC, fit_frames=1000, datasets=("general",)),
     )
+
+
+def _compared(family: Family, embodied_actions: bool, extra: dict[str, float]) -> dict[str, tuple[SourceConfig, ...]]:
+    """What each stage of `compare` learns from."""
+    demonstrations = [_source("demos", mode, 1 / len(family.modes)) for mode in family.modes]
+    others = [_source(name, Mode.VIDEO if name == "clips" else Mode.POLICY, weight) for name, weight in extra.items()]
+    modes = (Mode.VIDEO, Mode.WORLD) if embodied_actions else (Mode.VIDEO,)
+    return {
+        "general": (_source("general", Mode.VIDEO),),
+        "embodied": tuple(_source("embodied", mode) for mode in modes),
+        "align": (*demonstrations, *others),
+    }
 
 
 def _recipe(
