@@ -37,13 +37,15 @@ STARTS_WITHIN, ENDS_WITHIN = 120.0, 20.0
 @dataclass(frozen=True)
 class Served:
     """What a process serves: a policy with random weights by its shape (`fast`, or one of `bench.shapes`), what it
-    computes in, the pixels of its square pictures where they are others than the shape's, the rate, and `ServerConfig`.
+    computes in, the pixels of its square pictures where they are others than the shape's, the rate, the threads that
+    compute (None: as many as PyTorch takes by itself), and `ServerConfig`.
     """
 
     shape: str = "fast"
     dtype: str = "float32"
     pixels: int | None = None
     fps: float = 30
+    threads: int | None = 1
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def policy(self) -> Policy:
@@ -156,7 +158,8 @@ def _serve(served: Served, pipe: Connection, log: str) -> None:
     place = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(place, 1)
     os.dup2(place, 2)
-    torch.set_num_threads(1)
+    if served.threads is not None:
+        torch.set_num_threads(served.threads)
     with running(served.server()) as address:
         pipe.send(address)
         with contextlib.suppress(EOFError):

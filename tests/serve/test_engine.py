@@ -50,8 +50,8 @@ def gate() -> Gate:
     return Gate()
 
 
-def engine_of(answer: Any, max_batch: int = 2, max_waiting: int = 3) -> Engine:
-    return Engine(answer, max_batch=max_batch, max_waiting=max_waiting)
+def engine_of(answer: Any, max_batch: int = 2, max_waiting: int = 3, gather: float = 0.0) -> Engine:
+    return Engine(answer, max_batch=max_batch, max_waiting=max_waiting, gather=gather)
 
 
 def code(future: Future[Answer]) -> str:
@@ -98,6 +98,54 @@ def test_one_client_that_asks_without_end_keeps_nobody_waiting(gate: Gate) -> No
     assert gate.asked[1] == [1]
     gate.let()
     engine.stop()
+
+
+class TestGathering:
+    """Those who will ask together are waited for: here, where nothing else is told, without end."""
+
+    def test_those_that_were_answered_together_are_again(self, gate: Gate) -> None:
+        engine = engine_of(gate, gather=1e9)
+        engine.submit("z", ask(0))
+        gate.wait()
+        together = [engine.submit(name, ask(1)) for name in "ab"]
+        gate.let(2)
+        assert all(future.result(timeout=30) for future in together)
+        first = engine.submit("a", ask(2))
+        second = engine.submit("b", ask(3))
+        gate.let()
+        assert first.result(timeout=30)
+        assert second.result(timeout=30)
+        assert gate.asked == [[0], [1, 1], [2, 3]]
+        engine.stop()
+
+    def test_who_asks_alone_is_answered_at_once(self, gate: Gate) -> None:
+        engine = engine_of(gate, gather=1e9)
+        gate.let(3)
+        for seed in range(3):
+            assert engine.submit("a", ask(seed)).result(timeout=30)
+        assert gate.asked == [[0], [1], [2]]
+        engine.stop()
+
+    def test_those_that_do_not_come_are_not_waited_for_long(self, gate: Gate) -> None:
+        engine = engine_of(gate, gather=1e-9)
+        engine.submit("z", ask(0))
+        gate.wait()
+        together = [engine.submit(name, ask(1)) for name in "ab"]
+        gate.let(3)
+        assert all(future.result(timeout=30) for future in together)
+        assert engine.submit("a", ask(2)).result(timeout=30)
+        engine.stop()
+
+    def test_stopping_waits_for_nobody(self, gate: Gate) -> None:
+        engine = engine_of(gate, gather=1e9)
+        engine.submit("z", ask(0))
+        gate.wait()
+        together = [engine.submit(name, ask(1)) for name in "ab"]
+        gate.let(2)
+        assert all(future.result(timeout=30) for future in together)
+        waiting = engine.submit("a", ask(2))
+        engine.stop()
+        assert code(waiting) == "stopping"
 
 
 def test_a_full_queue_says_so_but_still_takes_newer_ones(gate: Gate) -> None:

@@ -16,6 +16,11 @@ from actwam.serve.asked import Answer, Ask, Refused
 
 log = logging.getLogger("actwam.serve")
 
+GATHER = 0.25
+"""Of the time that a call took, for its clients to ask again: without, the first of them is answered alone, and the
+others together after it, again and again.
+"""
+
 LookAhead = Callable[[Ask, Answer], asked.Future]
 """The video that the actions of an answer will cause."""
 
@@ -70,7 +75,9 @@ class Engine:
     """A bounded queue in front of `answer`, and the thread that empties it.
 
     Of every client at most one request waits: a newer one takes its place, for an old observation is of no use. Up to
-    `max_batch` that wait are answered together, those first that waited longest.
+    `max_batch` that wait are answered together, those first that waited longest. Before, those that were answered last
+    and those that wait already are given a little time to be complete: `gather` times as long as that call took, from
+    its end. So a client that asks alone is never kept waiting.
     """
 
     def __init__(
@@ -79,8 +86,10 @@ class Engine:
         *,
         max_batch: int,
         max_waiting: int,
+        gather: float = GATHER,
     ) -> None:
-        self._answer, self._max_batch, self._max_waiting = answer, max_batch, max_waiting
+        self._answer, self._max_batch, self._max_waiting, self._gather = answer, max_batch, max_waiting, gather
+        self._expected, self._until = 1, 0.0  # how many may be complete soon, and until when they are waited for
         self._waiting: OrderedDict[Hashable, _Waiting] = OrderedDict()
         self._changed = threading.Condition()
         self._stopping = False
@@ -132,7 +141,10 @@ class Engine:
             if not batch:
                 continue
             began = time.perf_counter()
-            for waiting, outcome in zip(batch, self._answer([each.ask for each in batch]), strict=True):
+            outcomes = self._answer([each.ask for each in batch])
+            now = time.perf_counter()
+            self._expected, self._until = len(batch) + self.waiting, now + self._gather * (now - began)
+            for waiting, outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, Refused):
                     waiting.future.set_exception(outcome)
                 else:
@@ -142,6 +154,9 @@ class Engine:
         """Those to be answered together; None when the server ends."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._stopping)
+            most = min(self._max_batch, self._expected)
+            left = max(0.0, self._until - time.perf_counter())
+            self._changed.wait_for(lambda: len(self._waiting) >= most or self._stopping, left)
             if self._stopping:
                 return None
             count = min(self._max_batch, len(self._waiting))
