@@ -20,8 +20,10 @@ from typing import Any
 
 import torch
 
+from actwam.draws import Draws
 from actwam.memory import Need, Tokens
 from actwam.model.config import TransformerConfig, two_experts
+from actwam.model.context import Instructions
 from actwam.model.transformer import WorldActionTransformer
 from actwam.objective import add_noise
 from actwam.provenance import provenance
@@ -31,7 +33,7 @@ from actwam.train.adapt import adapt, published
 from actwam.train.config import Lora, SourceConfig, StageConfig
 from actwam.train.memory import training_need
 from actwam.train.state import TrainState
-from actwam.train.step import forward_losses
+from actwam.train.step import Lesson, forward_losses
 from actwam.types import Batch, Group, Mode
 
 TOKENS = Tokens(grid=(24, 20), future_frames=1, actions=48)
@@ -105,12 +107,12 @@ def peak(name: str) -> int:
             instructions=("",) * B,
             embodiment=torch.zeros(B, dtype=torch.long),
         )
-        noisy = add_noise(batch, stage.objective, torch.Generator().manual_seed(step))
-        rows = torch.arange(B)
-        forward_losses(stage, model, ACTION_CENTERED, noisy, text, rows, batch.embodiment, None)["loss"].backward()
+        noisy = add_noise(batch, stage.objective, Draws((stage.seed, step), range(B))).without_absent()
+        lesson = Lesson(noisy, Instructions(text, torch.arange(B)), batch.embodiment)
+        forward_losses(stage, model, ACTION_CENTERED, lesson, None)["loss"].backward()
         state.update(1e-4, step)
         state.update_average(step, stage.ema_decay)
-    published(model, state.average)
+    published(model, state.weights())
     return _status("VmHWM:") - before
 
 

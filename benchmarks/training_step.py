@@ -26,13 +26,13 @@ from torch import Tensor
 from actwam.bench.latency import wait_for
 from actwam.bench.shapes import INSTRUCTION, Shape, random_policy, shape_named
 from actwam.checkpoint import Checkpoint
+from actwam.draws import Draws
 from actwam.model.files import DTYPES
 from actwam.provenance import provenance
 from actwam.recipes.metaworld import laptop
 from actwam.train.config import Precision, StageConfig
-from actwam.train.loop import to_device
 from actwam.train.state import TrainState
-from actwam.train.step import finish_step, seed_of, train_step
+from actwam.train.step import Part, finish_step, train_step
 from actwam.types import Batch, Mode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "train"))
@@ -70,16 +70,18 @@ def steps(shape: Shape, stage: StageConfig, precision: Precision, device: str) -
     ours = random_policy(shape, device=device).checkpoint
     plain = replace(ours, model=copy.deepcopy(ours.model))
     batch, pictures = random_batch(ours, stage.batch_size)
-    batch = to_device(batch, torch.device(device))
+    batch = batch.to(torch.device(device))
     states = [TrainState.start(each.model.train(), stage) for each in (ours, plain)]
     autocast = DTYPES[precision] if precision == "bf16" else None
 
     def plain_step(step: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(seed_of(stage, step))
-        parts = plain_losses(plain, stage.objective, batch, pictures, generator, autocast)
+        draws = Draws((stage.seed, step), range(stage.batch_size))
+        parts = plain_losses(plain, stage.objective, batch, pictures, draws, autocast)
+        parts["loss"].backward()
         return finish_step(stage, plain.model, states[1], parts, step)
 
-    return {"ours": lambda step: train_step(stage, ours, states[0], batch, step, precision), "plain": plain_step}
+    parts = [Part(batch, range(stage.batch_size))]
+    return {"ours": lambda step: train_step(stage, ours, states[0], parts, step, precision), "plain": plain_step}
 
 
 def compare(name: str, precision: Precision, given: argparse.Namespace) -> dict[str, object]:

@@ -27,11 +27,16 @@ from actwam.tokens import TABLES
 TRAIN_STATE = {"weight/a": torch.arange(6.0), "step/a": torch.zeros(())}
 
 
+def train_state(folder: Path) -> None:
+    (folder / "train_state").mkdir()
+    save_file(TRAIN_STATE, folder / "train_state" / "state.safetensors")
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read only: take `folder` to damage something."""
     folder = tmp_path_factory.mktemp("saved") / "step_00000007"
-    save(tiny.checkpoint("two"), folder, train_state=TRAIN_STATE)
+    save(tiny.checkpoint("two"), folder, beside=train_state)
     return folder
 
 
@@ -80,7 +85,7 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path, experts: str, table: 
 
 
 def test_saving_twice_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
-    save(load(saved), tmp_path / "again", train_state=TRAIN_STATE)
+    save(load(saved), tmp_path / "again", beside=train_state)
     assert (tmp_path / "again" / "manifest.json").read_bytes() == (saved / "manifest.json").read_bytes()
 
 
@@ -276,11 +281,11 @@ def save_with_little_room(run: Path, limits: list[int]) -> list[str]:
     """In a process of its own: the limit is on the size of any file that this process writes."""
     torch.set_num_threads(1)
     checkpoint, messages = tiny.checkpoint("two"), []
-    save(checkpoint, run / "step_00000001", train_state=TRAIN_STATE)
+    save(checkpoint, run / "step_00000001", beside=train_state)
     for limit in limits:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         try:
-            save(checkpoint, run / "step_00000002", train_state=TRAIN_STATE)
+            save(checkpoint, run / "step_00000002", beside=train_state)
         except ValueError as error:
             messages.append(str(error))
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -307,13 +312,13 @@ def kill_at_every_point(run: Path) -> list[list[str]]:
     """
     torch.set_num_threads(1)
     checkpoint, left = tiny.checkpoint(), []
-    save(checkpoint, run / "step_00000001", train_state=TRAIN_STATE)
+    save(checkpoint, run / "step_00000001", beside=train_state)
     while True:
         child = os.fork()
         if child == 0:
             try:
                 _die_before(len(left))
-                save(checkpoint, run / "step_00000002", train_state=TRAIN_STATE)
+                save(checkpoint, run / "step_00000002", beside=train_state)
             finally:
                 os._exit(0)
         _, status = os.waitpid(child, 0)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actwam import flow
+from actwam.draws import Draws
 
 CLEAN = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
 NOISE = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(1))
@@ -56,7 +57,7 @@ def test_a_shift_that_is_not_positive_is_refused(k: float) -> None:
 
 
 def test_training_levels_are_uniform_then_shifted_and_follow_the_generator() -> None:
-    first, again, other = (flow.sample_sigma(20_000, 5.0, torch.Generator().manual_seed(s)) for s in (3, 3, 4))
+    first, again, other = (flow.shift(Draws((s,), range(20_000)).uniform(), 5.0) for s in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.min() >= 0

@@ -12,13 +12,14 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "actwam"
 
 # module or package: what it may import of ours. "train.config" allows that file of `train` only.
-LOWER = "types tokens flow objective model sampler data checkpoint policy policy_memory memory"
-MIDDLE = f"{LOWER} train serve sim world bench deploy recipes"
+LOWER = "types tokens flow draws objective model sampler data checkpoint policy policy_memory memory"
+MIDDLE = f"{LOWER} heldout train serve sim world bench deploy recipes"
 ALLOWED = {
     "types": "",
     "tokens": "types",
     "flow": "types",
-    "objective": "types tokens flow",
+    "draws": "",
+    "objective": "types tokens flow draws",
     "model": "types tokens flow",
     "realtime": "types model",
     "sampler": "types tokens flow model realtime",
@@ -34,6 +35,7 @@ ALLOWED = {
     "fleet": "types prepared policy",
     "inverse": "types sampler data policy",
     "labels": "data policy inverse provenance",
+    "heldout": "types data policy inverse world",
     "train": LOWER,
     "serve": "types data policy inverse",
     "sim": "types data",

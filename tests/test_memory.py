@@ -17,6 +17,7 @@ from actwam import memory
 from actwam.checkpoint import Checkpoint, save
 from actwam.memory import Encoding, Ledger, Need, Tokens, acting_need, available, device_of, encoding, require, size_of
 from actwam.model.codec import read_codec
+from actwam.model.context import Instructions
 from actwam.model.files import read_json, read_tensors
 from actwam.model.transformer import GroupInput, WorldActionTransformer
 from actwam.model.wan import WanCodec
@@ -27,7 +28,7 @@ from actwam.train.config import Lora, SourceConfig, StageConfig
 from actwam.train.loop import Run, train
 from actwam.train.memory import latent_grid, training_need
 from actwam.train.state import TrainState
-from actwam.train.step import forward_losses
+from actwam.train.step import Lesson, forward_losses
 from actwam.types import Batch, Group, Mode
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -79,7 +80,7 @@ def noisy(stage: StageConfig, moments: int = 0) -> NoisyBatch:
         instructions=("lift it",) * B,
         embodiment=tiny.embodiments(B),
     )
-    made = add_noise(batch, stage.objective, torch.Generator().manual_seed(0))
+    made = add_noise(batch, stage.objective, tiny.draws(0, batch)).without_absent()
     values = {group: value.contiguous() for group, value in made.values.items()}
     present = {Group.FUTURE: batch.future_valid.any(1)}
     if moments:
@@ -99,10 +100,11 @@ def test_the_count_is_that_of_a_real_step(case: str, moments: int) -> None:
     batch, B = noisy(stage, moments), stage.batch_size
     text, rows, robots = tiny.TEXT.encode(["lift it"] * B), torch.arange(B), torch.zeros(B, dtype=torch.long)
     parameters = list(model.parameters())
-    given = [*parameters, *(x for part in vars(batch).values() for x in part.values()), text, rows, robots]
+    given = [*parameters, *(x for _, part in batch.tensors() for x in part.values()), text, rows, robots]
     autocast = None if stage.precision == "fp32" else torch.bfloat16
     with Ledger(given) as ledger:
-        loss = forward_losses(stage, model, ACTION_CENTERED, batch, text, rows, robots, autocast)["loss"]
+        lesson = Lesson(batch, Instructions(text, rows), robots)
+        loss = forward_losses(stage, model, ACTION_CENTERED, lesson, autocast)["loss"]
         activations = ledger.alive
         loss.backward()
     assert counted.activations == pytest.approx(activations, rel=0.01)
@@ -123,7 +125,7 @@ def test_recomputing_keeps_no_casts_of_weights_either(recompute: bool) -> None:
     model, batch = WorldActionTransformer(replace(CONFIG, layers=12)), noisy(stage)
     text, first = tiny.TEXT.encode(["lift it"]), torch.zeros(2, dtype=torch.long)
     with Ledger(model.parameters()) as ledger:
-        forward_losses(stage, model, ACTION_CENTERED, batch, text, first, first, torch.bfloat16)
+        forward_losses(stage, model, ACTION_CENTERED, Lesson(batch, Instructions(text, first), first), torch.bfloat16)
     casts = size_of(model.blocks.parameters()) // 2
     assert (ledger.most > casts) == (not recompute)
 

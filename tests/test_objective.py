@@ -38,7 +38,7 @@ def batch(*modes: Mode, **changes: Tensor) -> Batch:
 
 
 def noisy(made: Batch, seed: int = 0, config: ObjectiveConfig = CONFIG, noisy_padding: bool = False) -> NoisyBatch:
-    return add_noise(made, config, torch.Generator().manual_seed(seed), noisy_padding)
+    return add_noise(made, config, tiny.draws(seed, made), noisy_padding).without_absent()
 
 
 def test_observation_and_state_are_given_clean() -> None:

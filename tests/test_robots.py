@@ -241,12 +241,10 @@ def video_loss(checkpoint: Checkpoint, recipe: Recipe, place: Place, name: str) 
     stage = replace(recipe.stages[0], sources=(source,), batch_size=64)
     datasets = open_datasets(replace(recipe, stages=(stage,)), {"video": place.folder(name)})
     batch = prepare.mixture(stage, checkpoint, datasets, place.root / "cache", silent).batch(0)
-    noisy = add_noise(batch, stage.objective, torch.Generator().manual_seed(0))
-    distinct = list(dict.fromkeys(batch.instructions))
-    rows = torch.tensor([distinct.index(instruction) for instruction in batch.instructions])
-    embedded = checkpoint.text.encode(distinct)
+    noisy = add_noise(batch, stage.objective, tiny.draws(0, batch)).without_absent()
+    lesson = tiny.lesson(noisy, batch, checkpoint.text)
     with torch.no_grad():
-        parts = forward_losses(stage, checkpoint.model, checkpoint.table, noisy, embedded, rows, batch.embodiment, None)
+        parts = forward_losses(stage, checkpoint.model, checkpoint.table, lesson, None)
     return float(parts["loss_future"])
 
 

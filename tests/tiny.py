@@ -23,14 +23,17 @@ from actwam.data.loader import Window
 from actwam.data.normalize import Normalizer, compute_stats
 from actwam.data.transforms import RobotTransform, t_layout
 from actwam.data.writer import DatasetWriter
+from actwam.draws import Draws
 from actwam.model.codec import PatchPCACodec
 from actwam.model.config import ExpertConfig, TransformerConfig, one_expert, two_experts
-from actwam.model.text import HashedWords
+from actwam.model.text import HashedWords, TextEncoder
 from actwam.model.transformer import GroupInput, TextContext, WorldActionTransformer
+from actwam.objective import NoisyBatch
 from actwam.sampler import Sampling
 from actwam.tokens import ACTION_CENTERED, Table
 from actwam.train.config import CodecConfig, Recipe, SourceConfig, StageConfig
-from actwam.types import Context, Group, Mode, Observation
+from actwam.train.step import Lesson, Part, embedded
+from actwam.types import Batch, Context, Group, Mode, Observation
 
 HORIZON, OFFSETS = 4, (2, 4)
 CHANNELS, PATCH = 6, 8
@@ -39,6 +42,10 @@ LAYOUT = t_layout(32, 8, 8)
 TEXT = HashedWords(width=12, tokens=6)
 SAMPLING = Sampling(num_steps=3, action_shift=5.0, future_shift=2.0)
 INSTRUCTIONS = ("push the square", "pull the square", "lift it")
+
+
+STATE_FILE = "train_state/shard-00001-model-00001-of-00001.safetensors"
+"""What one process writes of a small stage to resume it."""
 
 
 def robot(index: int = 0, **changes: Any) -> Embodiment:
@@ -109,6 +116,21 @@ def inputs(B: int = 3, sigma: float | Mapping[Group, float] = 0.6, seed: int = 0
 
 def text(made: WorldActionTransformer, B: int = 3) -> TextContext:
     return made.text_context(TEXT.encode([INSTRUCTIONS[i % len(INSTRUCTIONS)] for i in range(B)]))
+
+
+def draws(seed: int, batch: Batch) -> Draws:
+    """Random numbers for all samples of a batch."""
+    return Draws((seed,), range(len(batch.modes)))
+
+
+def lesson(noisy: NoisyBatch, batch: Batch, encoder: TextEncoder | None = None) -> Lesson:
+    """A batch with noise and its instructions, as a training step takes it."""
+    return Lesson(noisy, embedded(encoder or TEXT, batch.instructions), batch.embodiment)
+
+
+def part(batch: Batch) -> Part:
+    """A whole batch, of which one process computes all at once."""
+    return Part(batch, range(len(batch.modes)))
 
 
 def embodiments(B: int = 3) -> Tensor:

@@ -5,7 +5,7 @@
     codec.safetensors    the codec
     norm_stats.json      per robot, the statistics of state and action
     manifest.json        SHA-256 of every other file
-    train_state/         only for resuming
+    train_state/         only for resuming: what each process held (`train.saving`)
 
 It appears whole or not at all, and is read as untrusted input: no pickle, every hash checked, every tensor
 accounted for. A text encoder with weights is the exception: it is larger than the model and never trained, so that
@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -99,24 +99,24 @@ def save(
     folder: Path,
     *,
     weights: Mapping[str, Tensor] | None = None,
-    train_state: Mapping[str, Tensor] | None = None,
+    beside: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Write `folder`, which must not exist. `weights` replaces the model's own, for a moving average.
+    """Write `folder`, which must not exist. `weights` replaces the model's own, for a moving average. `beside` writes
+    further files into the folder that it is given.
 
     Raises ValueError when the disk is full or the folder cannot be written; nothing of it is left behind
     then, and checkpoints written before are not touched.
     """
     weights = checkpoint.model.state_dict() if weights is None else weights
-    files = {"model": weights, "codec": checkpoint.codec.tensors(), f"{TRAIN_STATE}/state": train_state}
+    files = {"model": weights, "codec": checkpoint.codec.tensors()}
     try:
         with partial_folder(folder) as partial:
             _write_json(partial / "config.json", _config(checkpoint))
             norm_stats = {robot.embodiment.name: robot.norm_stats() for robot in checkpoint.robots}
             _write_json(partial / "norm_stats.json", norm_stats)
             for name, tensors in files.items():
-                if tensors is not None:
-                    (partial / name).parent.mkdir(exist_ok=True)
-                    _write_tensors(partial / f"{name}.safetensors", tensors)
+                _write_tensors(partial / f"{name}.safetensors", tensors)
+            beside(partial)
             write_manifest(partial)
     except (OSError, SafetensorError) as error:
         raise ValueError(
@@ -250,7 +250,7 @@ def checkpoints(run: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first. They are renamed into place, so that one seen is
     whole.
     """
-    return sorted(path for path in run.glob("step_*") if path.suffix != ".partial")
+    return sorted(path for path in run.glob("step_*") if not path.suffix)
 
 
 def verify(folder: Path) -> None:

@@ -19,6 +19,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "export": official.export,
     "parity": official.parity,
     "train": training.train,
+    "verify": training.verify,
     "memory": training.memory,
     "label": labelling.label,
     "eval": acting.evaluate,

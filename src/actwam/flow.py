@@ -53,11 +53,6 @@ def shift(sigma: Float[Tensor, "..."], flow_shift: float) -> Float[Tensor, "..."
     return flow_shift * sigma / (1 + (flow_shift - 1) * sigma)
 
 
-def sample_sigma(n: int, flow_shift: float, generator: torch.Generator) -> Float[Tensor, "n"]:
-    """Training noise levels: uniform, then shifted."""
-    return shift(torch.rand(n, generator=generator), flow_shift)
-
-
 def schedule(num_steps: int, flow_shift: float) -> Float[Tensor, "{num_steps}+1"]:
     """Sampling noise levels from 1 down to 0: evenly spaced, then shifted."""
     if num_steps < 1:

@@ -73,9 +73,8 @@ class Need:
             "weights": self.weights,
             "optimizer": self.optimizer,
             "moving average": self.average,
-            # one after the other: the larger counts
-            step: self.at_once if self.at_once >= self.checkpoint else 0,
-            "writing a checkpoint": self.checkpoint if self.checkpoint > self.at_once else 0,
+            step: self.at_once,
+            "writing a checkpoint": self.checkpoint,
             "instructions": self.instructions,
             "codec": self.codec,
             "reserve": self.reserve,

@@ -18,8 +18,9 @@ token may look.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,6 +130,11 @@ class Batch:
     action_valid: Bool[Tensor, "B K A"]
     instructions: tuple[str, ...]
     embodiment: Int[Tensor, "B"]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same with its tensors on `device`."""
+        moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def batch(B: int = 2) -> Batch:
 def train_step(model: WorldActionTransformer) -> dict[Group, Tensor]:
     """Gradients into the parameters, and those of the loss with respect to the velocities, which are returned."""
     config = ObjectiveConfig()
-    noisy = add_noise(batch(), config, torch.Generator().manual_seed(3), noisy_padding=model.config.noisy_padding)
+    noisy = add_noise(batch(), config, tiny.draws(3, batch()), model.config.noisy_padding).without_absent()
     inputs = [GroupInput(group, value, noisy.sigmas[group][:, None]) for group, value in noisy.values.items()]
     text = model.text_context(noise(4, 2, 5, 16))
     velocities = model(inputs, text, batch().embodiment, ACTION_CENTERED, valid=noisy.present)
@@ -79,7 +80,7 @@ def test_padding_and_what_lies_past_the_end_teach_nothing(model: WorldActionTran
 
 def test_padding_carries_noise_as_the_official_weights_had_it(model: WorldActionTransformer) -> None:
     values = [
-        add_noise(batch(), ObjectiveConfig(), torch.Generator().manual_seed(3), noisy_padding=on).values[Group.ACTION]
+        add_noise(batch(), ObjectiveConfig(), tiny.draws(3, batch()), noisy_padding=on).values[Group.ACTION]
         for on in (model.config.noisy_padding, False)
     ]
     assert (values[0][:, :, USED:] != 0).all()

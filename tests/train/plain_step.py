@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from actwam.checkpoint import Checkpoint
+from actwam.draws import Draws
 from actwam.model import block
 from actwam.model.layers import Sight
 from actwam.model.transformer import GroupInput
@@ -31,7 +32,7 @@ def plain_losses(
     objective: ObjectiveConfig,
     batch: Batch,
     pictures: UInt8[Tensor, "B T H W 3"],
-    generator: torch.Generator,
+    draws: Draws,
     autocast: torch.dtype | None,
 ) -> dict[str, Tensor]:
     """The losses of a batch whose latents are not there yet, but the pictures that they are of."""
@@ -39,7 +40,7 @@ def plain_losses(
     present, clip = codec.encode(pictures[:, :1]), codec.encode(pictures)
     clip = torch.from_numpy(checkpoint.future.normalize(clip.cpu().numpy()))
     latents = torch.cat([present, clip[:, :, 1:].to(present.device)], dim=2)
-    noisy = add_noise(replace(batch, latents=latents), objective, generator, model.config.noisy_padding)
+    noisy = add_noise(replace(batch, latents=latents), objective, draws, model.config.noisy_padding).without_absent()
     with torch.autocast(latents.device.type, autocast, enabled=autocast is not None), _dense_attention():
         text = model.text_context(checkpoint.text.encode(batch.instructions).to(latents.device))
         inputs = [GroupInput(group, value, noisy.sigmas[group][:, None]) for group, value in noisy.values.items()]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from actwam.checkpoint import TRAIN_STATE, checkpoints, load, save
+from actwam.checkpoint import checkpoints, load, save
 from actwam.model.config import one_expert, two_experts
 from actwam.model.transformer import WorldActionTransformer
 from actwam.objective import add_noise
@@ -86,7 +86,7 @@ def stepped(stage: StageConfig, steps: int = 2, experts: str = "two") -> tuple[d
     adapt(checkpoint.model, stage, CPU)
     state = TrainState.start(checkpoint.model, stage)
     for step in range(steps):
-        train_step(stage, checkpoint, state, batch(), step, "bf16" if stage.in_bf16 else "fp32")
+        train_step(stage, checkpoint, state, [tiny.part(batch())], step, "bf16" if stage.in_bf16 else "fp32")
     return before, state
 
 
@@ -102,7 +102,7 @@ def parts_of(index: int) -> tuple[str, ...]:
 @pytest.mark.parametrize("visual", [True, False], ids=["visual", "action"])
 def test_a_frozen_expert_is_not_touched(visual: bool) -> None:
     before, state = stepped(tiny.stage(freeze=VISUAL if visual else ACTING))
-    moved = changed(before, published(state.model, state.average))
+    moved = changed(before, published(state.model, state.weights()))
     of_action = (*parts_of(0), "action_", "state_")
     of_visual = (*parts_of(1), "patch_")
     frozen, trained = (of_visual, of_action) if visual else (of_action, of_visual)
@@ -163,10 +163,9 @@ def test_lora_without_a_rank_or_a_scale_is_refused(values: dict[str, Any]) -> No
 
 def gradients(recompute: bool, precision: torch.dtype | None) -> dict[str, Tensor]:
     stage, checkpoint = tiny.stage(recompute_activations=recompute), tiny.checkpoint("two")
-    noisy = add_noise(batch(), stage.objective, torch.Generator().manual_seed(0))
-    text, rows = tiny.TEXT.encode(tiny.INSTRUCTIONS[:1]), torch.zeros(4, dtype=torch.long)
-    model, robots = checkpoint.model, tiny.embodiments(4)
-    forward_losses(stage, model, checkpoint.table, noisy, text, rows, robots, precision)["loss"].backward()
+    noisy = add_noise(batch(), stage.objective, tiny.draws(0, batch())).without_absent()
+    model, lesson = checkpoint.model, tiny.lesson(noisy, batch())
+    forward_losses(stage, model, checkpoint.table, lesson, precision)["loss"].backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -194,7 +193,7 @@ def test_what_recomputing_computes_again_is_what_runs_anyway() -> None:
 def test_no_average_publishes_the_weights_and_writes_them_once() -> None:
     before, state = stepped(tiny.stage(ema_decay=None))
     assert state.average == {}
-    after = published(state.model, state.average)
+    after = published(state.model, state.weights())
     assert changed(before, after)
     assert not changed(after, dict(state.model.named_parameters()))
     assert not any(key.startswith("weight/") for key in state.tensors())
@@ -210,16 +209,16 @@ def test_no_clipping_leaves_gradients_alone_and_refuses_what_is_not_finite() -> 
     bad = replace(batch(), latents=batch().latents * torch.nan)
     before = tiny.weights_of(checkpoint.model)
     with pytest.raises(ValueError, match="the weights are unchanged"):
-        train_step(stage, checkpoint, TrainState.start(checkpoint.model, stage), bad, 0, "fp32")
+        train_step(stage, checkpoint, TrainState.start(checkpoint.model, stage), [tiny.part(bad)], 0, "fp32")
     assert not changed(before, tiny.weights_of(checkpoint.model))
 
 
 def test_new_adapters_change_nothing_and_trained_ones_are_merged() -> None:
     stage = tiny.stage(lora=LORA, ema_decay=None)
     before, fresh = stepped(stage, steps=0)
-    assert not changed(before, published(fresh.model, {}))
+    assert not changed(before, published(fresh.model, fresh.weights()))
     before, state = stepped(stage, steps=4)
-    weights = published(state.model, {})
+    weights = published(state.model, state.weights())
     moved = changed(before, weights)
     kinds = {name.split(".", 4)[-1] for name in moved if name.startswith("blocks.")}
     layers = ("qkv", "out", "cross.q", "cross.kv", "cross.out", "ffn.0", "ffn.2")
@@ -240,7 +239,7 @@ def test_merged_weights_are_the_weight_and_the_scaled_product_of_the_averages() 
     name = "blocks.1.experts.0.ffn.0"
     a, b = (state.average[f"{name}.lora_{side}.default.weight"] for side in "AB")
     expected = before[f"{name}.weight"] + 4.0 / 2 * b @ a
-    assert torch.allclose(published(state.model, state.average)[f"{name}.weight"], expected, atol=1e-6)
+    assert torch.allclose(published(state.model, state.weights())[f"{name}.weight"], expected, atol=1e-6)
     assert b.any()
 
 
@@ -266,7 +265,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def kept(folder: Path) -> dict[str, Tensor]:
     newest = checkpoints(folder)[-1]
-    files = ("model.safetensors", "train_state/state.safetensors")
+    files = ("model.safetensors", tiny.STATE_FILE)
     return {f"{file}/{key}": tensor for file in files for key, tensor in load_file(newest / file).items()}
 
 
@@ -286,7 +285,7 @@ def test_a_stopped_run_continues_bit_for_bit(start: Callable[..., Path], case: s
 
 
 def test_moments_of_large_tensors_are_kept_in_8_bits(start: Callable[..., Path]) -> None:
-    state = load_file(checkpoints(start(tiny.stage(**BF16), "run"))[-1] / TRAIN_STATE / "state.safetensors")
+    state = load_file(checkpoints(start(tiny.stage(**BF16), "run"))[-1] / tiny.STATE_FILE)
     name = "blocks.0.experts.1.ffn.0"
     assert state[f"exp_avg.codes/{name}.weight"].dtype == torch.uint8
     assert state[f"exp_avg.codes/{name}.weight"].shape == (64, 64)

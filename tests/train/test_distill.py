@@ -25,6 +25,7 @@ from actwam.train.config import Recipe
 from actwam.train.distill import Teacher
 from actwam.train.loop import Run, train
 from actwam.train.memory import recipe_need
+from actwam.train.step import embedded
 from actwam.types import Batch, Group, Mode
 
 HIST, STATE, ACT, FUT = Group.HISTORY, Group.STATE, Group.ACTION, Group.FUTURE
@@ -57,8 +58,7 @@ def batch(B: int = 4, moments: int = 0) -> Batch:
 
 
 def lesson(made: Teacher, given: Batch, seed: int = 0) -> Any:
-    rows = torch.zeros(len(given.modes), dtype=torch.long)
-    return made.lesson(given, tiny.TEXT.encode(["lift it"]), rows, torch.Generator().manual_seed(seed))
+    return made.lesson(given, embedded(tiny.TEXT, given.instructions), tiny.draws(seed, given)).without_absent()
 
 
 def test_a_lesson_is_the_straight_way_to_what_the_teacher_does() -> None:
@@ -74,9 +74,9 @@ def test_a_lesson_is_the_straight_way_to_what_the_teacher_does() -> None:
         embodiment=torch.zeros(2, dtype=torch.long),
         action_valid=torch.ones(2, tiny.HORIZON, 3, dtype=torch.bool),
     )
-    text = tiny.TEXT.encode([each.instruction for each in seen])
-    found = made.lesson(given, text, torch.arange(2), torch.Generator().manual_seed(5))
-    noise = torch.randn(given.action.shape, generator=torch.Generator().manual_seed(5))
+    text = embedded(tiny.TEXT, [each.instruction for each in seen])
+    found = made.lesson(given, text, tiny.draws(5, given)).without_absent()
+    noise = tiny.draws(5, given).normal(given.action.shape[1:])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Policy, "action_noise", lambda *_: noise)
         actions = robot._sample(encoded, [ACT], [0, 0])[ACT]
@@ -154,7 +154,7 @@ def distill(start: Path, data: Path, out: Path, *, resume: bool = False, **optio
 
 def kept(folder: Path) -> dict[str, Tensor]:
     newest = checkpoints(folder)[-1]
-    files = ("model.safetensors", "train_state/state.safetensors")
+    files = ("model.safetensors", tiny.STATE_FILE)
     return {f"{name}/{key}": tensor for name in files for key, tensor in load_file(newest / name).items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import tiny
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 
 from actwam.model.projectors import EmbodimentLinear
+from actwam.train.parallel import ALONE
+from actwam.train.saving import read_state, write_state
 from actwam.train.state import TrainState, learning_rate
 
 
@@ -73,28 +76,30 @@ def stepped(model: nn.Module, state: TrainState, times: int) -> None:
         state.optimizer.step()
 
 
-def test_a_restored_optimizer_goes_on_as_if_nothing_had_happened() -> None:
+def test_a_restored_optimizer_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     model, other = tiny.model(), tiny.model(seed=1)
     state, again = TrainState.start(model, tiny.stage()), TrainState.start(other, tiny.stage())
     stepped(model, state, 3)
-    again.restore({name: tensor.clone() for name, tensor in state.tensors().items()})
+    write_state(ALONE, state.tensors(), tmp_path)
+    read_state(ALONE, again.tensors(), tmp_path)
     stepped(model, state, 3)
     stepped(other, again, 3)
     tensors = state.tensors()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in again.tensors().items())
 
 
-def test_an_optimizer_without_a_step_is_restored_too() -> None:
+def test_an_optimizer_without_a_step_is_restored_too(tmp_path: Path) -> None:
     model, other = tiny.model(), tiny.model(seed=1)
     state, again = TrainState.start(model, tiny.stage()), TrainState.start(other, tiny.stage())
-    again.restore(state.tensors())
+    write_state(ALONE, state.tensors(), tmp_path)
+    read_state(ALONE, again.tensors(), tmp_path)
     stepped(model, state, 2)
     stepped(other, again, 2)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "misshaped"])
-def test_the_state_of_another_model_is_refused(change: str) -> None:
+def test_the_state_of_another_model_is_refused(change: str, tmp_path: Path) -> None:
     model = tiny.model()
     state = TrainState.start(model, tiny.stage())
     tensors, before = dict(state.tensors()), tiny.weights_of(model)
@@ -104,6 +109,7 @@ def test_the_state_of_another_model_is_refused(change: str) -> None:
         tensors["weight/stranger"] = torch.zeros(1)
     else:
         tensors["weight/patch_head.bias"] = torch.zeros(1)
+    write_state(ALONE, tensors, tmp_path)
     with pytest.raises(ValueError, match="train_state does not hold the tensors of this model"):
-        state.restore(tensors)
+        read_state(ALONE, state.tensors(), tmp_path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -48,13 +48,11 @@ def batch(checkpoint: Checkpoint) -> Batch:
 def test_the_plain_step_has_the_same_losses_and_gradients(table: Table, experts: str) -> None:
     checkpoint = tiny.checkpoint(experts, table=table)
     model, objective, seen = checkpoint.model, ObjectiveConfig(), batch(checkpoint)
-    plain = plain_losses(checkpoint, objective, seen, pictures(), torch.Generator().manual_seed(3), None)
+    plain = plain_losses(checkpoint, objective, seen, pictures(), tiny.draws(3, seen), None)
     expected = torch.autograd.grad(plain["loss"], list(model.parameters()), allow_unused=True)
-    noisy = add_noise(seen, objective, torch.Generator().manual_seed(3))
-    distinct = list(dict.fromkeys(seen.instructions))
-    rows = torch.tensor([distinct.index(instruction) for instruction in seen.instructions])
-    stage, text = tiny.stage(objective=objective), checkpoint.text.encode(distinct)
-    ours = forward_losses(stage, model, table, noisy, text, rows, seen.embodiment, None)
+    noisy = add_noise(seen, objective, tiny.draws(3, seen)).without_absent()
+    lesson = tiny.lesson(noisy, seen, checkpoint.text)
+    ours = forward_losses(tiny.stage(objective=objective), model, table, lesson, None)
     found = torch.autograd.grad(ours["loss"], list(model.parameters()), allow_unused=True)
     assert all(ours[name].item() == pytest.approx(plain[name].item(), rel=1e-5) for name in plain)
     for a, b in zip(found, expected, strict=True):

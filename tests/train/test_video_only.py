@@ -256,17 +256,15 @@ def mixed_batch(folders: dict[str, Path], tmp_path: Path, experts: str) -> tuple
 def gradients(made: Checkpoint, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The losses, and the gradient of every weight; the noise is always the same."""
     made.model.zero_grad()
-    noisy = add_noise(batch, tiny.stage().objective, torch.Generator().manual_seed(0))
-    text = made.text.encode(list(batch.instructions))
-    rows = torch.arange(len(batch.modes))
-    parts = forward_losses(tiny.stage(), made.model, made.table, noisy, text, rows, batch.embodiment, None)
+    noisy = add_noise(batch, tiny.stage().objective, tiny.draws(0, batch)).without_absent()
+    parts = forward_losses(tiny.stage(), made.model, made.table, tiny.lesson(noisy, batch, made.text), None)
     parts["loss"].backward()
     return parts, {name: p.grad.clone() for name, p in made.model.named_parameters() if p.grad is not None}
 
 
 def test_every_sample_of_a_mixed_batch_has_its_own_groups_and_losses(folders: dict[str, Path], tmp_path: Path) -> None:
     _, batch = mixed_batch(folders, tmp_path, "one")
-    noisy = add_noise(batch, tiny.stage().objective, torch.Generator().manual_seed(0))
+    noisy = add_noise(batch, tiny.stage().objective, tiny.draws(0, batch)).without_absent()
     for i, mode in enumerate(batch.modes):
         embodied = mode is not Mode.VIDEO
         assert bool(noisy.present[Group.ACTION][i]) == embodied
@@ -312,7 +310,7 @@ class StoppedError(Exception):
 
 def kept(folder: Path) -> dict[str, Tensor]:
     newest = checkpoints(folder)[-1]
-    files = ("model.safetensors", "codec.safetensors", "train_state/state.safetensors")
+    files = ("model.safetensors", "codec.safetensors", tiny.STATE_FILE)
     return {f"{name}/{key}": tensor for name in files for key, tensor in load_file(newest / name).items()}
 
 
@@ -337,7 +335,7 @@ def test_training_on_clips_first_and_demonstrations_later_resumes_to_the_bit(
     general = read_metrics(tmp_path / "cut" / "1-general" / "metrics.jsonl")
     assert "loss_action" not in general[0]
     steps = kept(tmp_path / "cut" / "1-general")
-    assert float(steps["train_state/state.safetensors/step/action_encoder.last.weight"]) == 0
+    assert float(steps[f"{tiny.STATE_FILE}/step/action_encoder.last.weight"]) == 0
     assert Policy.load(cut).act(tiny.observation()).actions.shape == (tiny.HORIZON, 3)
     assert load(cut).future.scale is not None
 

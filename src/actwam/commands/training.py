@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from importlib import import_module
@@ -18,6 +19,10 @@ from actwam.console import print_numbers, progress_bars, stderr
 
 if TYPE_CHECKING:
     from actwam.train.config import Recipe
+    from actwam.train.loop import Examine
+
+SELECTION_SEED = 1_900_000
+"""Checkpoints are chosen by episodes from here on, and reported by those of `actwam eval`, from 1,000,000 on."""
 
 
 def train(
@@ -32,6 +37,11 @@ def train(
     resume: bool = False,
     cache: Path | None = None,
     device: str = "cpu",
+    shard: int | None = None,
+    micro_batch: int | None = None,
+    held_out: Path | None = None,
+    closed_loop: tuple[str, ...] = (),
+    examine_every: int = 1,
     tracker: Literal["none", "tensorboard", "wandb"] = "none",
 ) -> int:
     """Train the stages of a recipe one after another.
@@ -47,7 +57,14 @@ def train(
         stage: Train this stage only, from the checkpoint of the stage before it.
         resume: Go on from the newest checkpoint.
         cache: Folder of cached latents; OUT/cache if not given.
-        device: Where to train: cpu, cuda, cuda:1.
+        device: Where to train: cpu, cuda, cuda:1. Processes that torchrun started each take a GPU of their own.
+        shard: Cut each copy of the model among so many processes (HSDP); among all if not given (FSDP).
+        micro_batch: Samples that a process computes at once; a batch is added up of them. All at once if not given.
+        held_out: A dataset of the robot that is not trained on. Checkpoints are measured on all of it: action error by
+            dimension and step, PSNR of the future. `best` is the one with the lowest error.
+        closed_loop: MetaWorld tasks to play with every checkpoint that is measured, ten episodes each. `best` is then
+            the one with the highest success rate, and of equal ones that with the lowest error.
+        examine_every: Of how many checkpoints one is measured.
         tracker: Log to TensorBoard or Weights & Biases too; metrics.jsonl is always written.
     """
     from actwam.train.loop import Run
@@ -58,14 +75,76 @@ def train(
             out=out,
             cache=cache or out / "cache",
             device=device,
+            shard=shard,
+            micro_batch=micro_batch,
+            examine=examiner(held_out, closed_loop, device),
+            examine_every=examine_every,
             tracker=tracker,
             resume=resume,
             progress=report,
             say=lambda text: stderr.print(text, markup=False, highlight=False),
         )
         folder = run(find_recipe(recipe, options or {}, start, robots, tuple(data)), data, where, only=stage)
-    print(folder)
+    if os.environ.get("RANK", "0") == "0":
+        print(folder)
     return 0
+
+
+def examiner(held_out: Path | None, tasks: tuple[str, ...], device: str) -> Examine | None:
+    """What measures checkpoints while they are trained; None where nothing is asked."""
+    from actwam.data.dataset import LeRobotDataset
+    from actwam.heldout import held_out as measure
+    from actwam.policy import Policy
+    from actwam.recipes.metaworld import EXECUTE_HORIZON, IMAGE_SIZE
+    from actwam.sim.results import evaluate
+    from actwam.sim.rollout import rollout
+
+    if held_out is None and not tasks:
+        return None
+    dataset = held_out and LeRobotDataset.open(held_out)
+
+    def examine(checkpoint: Path) -> dict[str, float]:
+        policy, found, scores = Policy.load(checkpoint, device=device), dict[str, float](), list[float]()
+        if tasks:
+            played = rollout(
+                policy,
+                tasks=tasks,
+                episodes_per_task=10,
+                execute_horizon=EXECUTE_HORIZON,
+                first_seed=SELECTION_SEED,
+                image_size=IMAGE_SIZE,
+            )
+            found["success_rate"] = evaluate(played).success_rate or 0.0
+            scores.append(found["success_rate"])
+        if dataset:
+            found |= measure(policy, dataset).metrics()
+            scores.append(-found["heldout_action_error"])
+        return {**found, "score": scores[0]}
+
+    return examine
+
+
+def verify(folder: Positional[Path]) -> int:
+    """Compare every file of a checkpoint, or of all checkpoints of a run, with its hash. Exit code 1 when one differs.
+
+    Args:
+        folder: A checkpoint, or the folder of a stage or of a run.
+    """
+    from actwam.checkpoint import verify as run
+
+    found = sorted({path.parent for path in folder.rglob("manifest.json") if not path.parent.suffix})
+    if not found:
+        raise ValueError(f"{folder}: no checkpoint here: no manifest.json")
+    damaged = 0
+    for path in found:
+        try:
+            run(path)
+        except ValueError as error:
+            damaged += 1
+            stderr.print(f"damaged: {error}", markup=False, soft_wrap=True)
+        else:
+            print(f"whole: {path}")
+    return 1 if damaged else 0
 
 
 def memory(

@@ -6,7 +6,7 @@ seen, and there is no sampler state to store.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,6 +149,11 @@ class Source:
             **{name: torch.from_numpy(values) for name, values in self._numbers(start, left).items()},
         )
 
+    def places(self, windows: Int[np.ndarray, "n"]) -> list[str]:
+        """Where windows begin, for people."""
+        begins = zip(self._starts[windows], self._episodes[windows].tolist(), strict=True)
+        return [f"{self.dataset.where(i)}: frame {row - self.dataset.episodes[i].start}" for row, i in begins]
+
     def _numbers(self, start: Int[np.ndarray, "B"], left: Int[np.ndarray, "B 1"]) -> dict[str, np.ndarray]:
         """What of these windows is no picture: zeros and nothing valid for VIDEO. `left` rows follow in the episode."""
         B, K, widths = len(start), self.window.action_horizon, self.transform
@@ -180,17 +185,28 @@ class Mixture:
     batch_size: int
     seed: int
 
-    def batch(self, step: int) -> Batch:
-        """The batch of this step, the same every time."""
+    def batch(self, step: int, rows: Collection[int] | None = None) -> Batch:
+        """The batch of this step, the same every time, or those samples that are `rows` of it."""
+        return join([source.batch(windows, moments) for source, windows, moments in self._drawn(step, rows)])
+
+    def places(self, step: int, rows: Collection[int]) -> list[str]:
+        """Where the samples come from that are `rows` of a batch, for people."""
+        return [place for source, windows, _ in self._drawn(step, rows) for place in source.places(windows)]
+
+    def _drawn(
+        self, step: int, rows: Collection[int] | None
+    ) -> Iterator[tuple[Source, Int[np.ndarray, "n"], Int[np.ndarray, "n"] | None]]:
+        """Sources, the windows that are drawn from each, and how much of their history is shown."""
         random = np.random.default_rng((self.seed, step))
         weights = np.array([source.weight for source in self.sources])
         counts = random.multinomial(self.batch_size, weights / weights.sum()).tolist()
-        parts = [
-            source.batch(random.integers(len(source), size=count), source.remembered(count, random))
-            for source, count in zip(self.sources, counts, strict=True)
-            if count
-        ]
-        return join(parts)
+        wanted, first = np.arange(self.batch_size) if rows is None else np.array(sorted(rows), int), 0
+        for source, count in zip(self.sources, counts, strict=True):
+            windows, moments = random.integers(len(source), size=count), source.remembered(count, random)
+            own = wanted[(wanted >= first) & (wanted < first + count)] - first
+            first += count
+            if len(own):
+                yield source, windows[own], None if moments is None else moments[own]
 
 
 def join(parts: Sequence[Batch]) -> Batch:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from actwam.model.config import ExpertConfig, TransformerConfig
-from actwam.model.context import Past, TextPair
+from actwam.model.context import Past, TextPair, Told
 from actwam.model.layers import FeedForward, Sight, attend, attend_within, layer_norm, modulate, rms_norm, rotate
 
 Modulation = tuple[Float[Tensor, "_ _ _"], ...]
@@ -147,6 +148,12 @@ class Block(nn.Module):
         super().__init__()
         self.experts = nn.ModuleList(ExpertBlock(config, expert) for expert in config.experts)
 
+    def text_pairs(self, embedded: Sequence[Tensor], rows: Int[Tensor, "B"] | None = None) -> tuple[TextPair, ...]:
+        """Keys and values of instructions, which each expert has in its width, or those of the given `rows` of them."""
+        experts = zip(cast("Sequence[ExpertBlock]", self.experts), embedded, strict=True)
+        pairs = (expert.cross.encode(text) for expert, text in experts)
+        return tuple(pairs) if rows is None else tuple((k[rows], v[rows]) for k, v in pairs)
+
     def project(self, streams: Sequence[Stream], runs: Sequence[tuple[Run, ...]]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of all streams in order, (B, N, L, G) each."""
         parts = [self._expert(s).project(s, r) for s, r in zip(streams, runs, strict=True)]
@@ -162,19 +169,21 @@ class Block(nn.Module):
         self,
         streams: Sequence[Stream],
         runs: Sequence[Runs],
-        text: Sequence[TextPair],
+        text: tuple[TextPair, ...] | Told,
         past: Past | None,
         sight: Sight,
     ) -> tuple[list[Stream], Tensor, Tensor]:
         """New streams, and the keys and values of their tokens. `runs` holds, for each stream, how many tokens have
-        which modulation, made or to be made (`Stream.runs_in`), `text` one pair for each expert.
+        which modulation, made or to be made (`Stream.runs_in`), `text` one pair for each expert, or what pairs are made
+        of.
         """
+        pairs = text if isinstance(text, tuple) else self.text_pairs(text.embedded, text.rows)
         modulated = [self._expert(s).modulated(r) for s, r in zip(streams, runs, strict=True)]
         q, new_k, new_v = self.project(streams, modulated)
         k, v = (new_k, new_v) if past is None else past.with_new(new_k, new_v)
         attended = join_heads(attend_within(q, k, v, sight)).split([s.x.shape[1] for s in streams], dim=1)
         finished = [
-            self._expert(s).finish(s, r, part, text[s.expert])
+            self._expert(s).finish(s, r, part, pairs[s.expert])
             for s, r, part in zip(streams, modulated, attended, strict=True)
         ]
         return finished, new_k, new_v

@@ -53,6 +53,28 @@ class TextContext:
 
 
 @dataclass(frozen=True)
+class Instructions:
+    """The embedded instructions of B samples, before any layer has made keys and values of them: `embedded` holds the
+    distinct ones, `rows` which of them a sample has.
+    """
+
+    embedded: Float[Tensor, "b M E"]
+    rows: Int[Tensor, "B"]
+
+    def to(self, device: torch.device) -> Instructions:
+        """The same on `device`."""
+        return Instructions(self.embedded.to(device), self.rows.to(device))
+
+
+@dataclass(frozen=True)
+class Told:
+    """`Instructions` in the widths of the experts, (b, M, D) for each: blocks make keys and values of them."""
+
+    embedded: tuple[Tensor, ...]
+    rows: Int[Tensor, "B"]
+
+
+@dataclass(frozen=True)
 class Past:
     """Keys and values of the tokens that are encoded, (B, N, seen, G), with room for new ones behind them or none."""
 

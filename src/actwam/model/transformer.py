@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from actwam import flow
 from actwam.model.block import Block, CrossAttention, ExpertBlock, Level, Stream
 from actwam.model.config import TransformerConfig
-from actwam.model.context import Kept, TextContext
+from actwam.model.context import Instructions, Kept, TextContext, TextPair, Told
 from actwam.model.layers import FeedForward, NoiseEmbedding, Sight, modulate, rotate, step_rope, visual_rope
 from actwam.model.projectors import VectorDecoder, VectorEncoder
 from actwam.tokens import Rows, Segment, Table, attention_mask, rows_of
@@ -102,18 +102,8 @@ class WorldActionTransformer(nn.Module):
 
         Padding is zero and is attended to, as in Wan and in the official models.
         """
-        if text.shape[-1] != self.config.text_width:
-            raise ValueError(f"text is {text.shape[-1]} wide, this model reads {self.config.text_width}")
-        embedded = [expert.text_embedder(text.to(expert.head_table.dtype)) for expert in self.experts]
-        return TextContext(
-            tuple(
-                tuple(
-                    cast("ExpertBlock", expert).cross.encode(e)
-                    for expert, e in zip(block.experts, embedded, strict=True)
-                )
-                for block in self.blocks
-            )
-        )
+        embedded = self._embed_text(text)
+        return TextContext(tuple(block.text_pairs(embedded) for block in self.blocks))
 
     def encode(
         self,
@@ -197,7 +187,7 @@ class WorldActionTransformer(nn.Module):
     def forward(
         self,
         inputs: Sequence[GroupInput],
-        text: TextContext,
+        text: TextContext | Instructions,
         embodiment: Int[Tensor, "B"],
         table: Table,
         context: Context | None = None,
@@ -206,6 +196,7 @@ class WorldActionTransformer(nn.Module):
     ) -> dict[Group, Float[Tensor, "B ..."]]:
         """Velocities of the visual and action groups among `inputs`, shaped like their values, in float32.
 
+        Of `Instructions`, which training hands over, every block makes its own keys and values when it is called.
         `valid[group]` is False for samples that do not have this group, (B,), or these of its moments, (B, R): nobody
         looks at its tokens there. With `recompute_activations` only what goes into a block is kept for the backward
         pass, which computes the rest of it again: the same gradients for less memory and about a third more time.
@@ -218,7 +209,7 @@ class WorldActionTransformer(nn.Module):
     def _pass(
         self,
         inputs: Sequence[GroupInput],
-        text: TextContext,
+        text: TextContext | Instructions,
         embodiment: Int[Tensor, "B"],
         table: Table,
         context: Context | None,
@@ -232,16 +223,17 @@ class WorldActionTransformer(nn.Module):
         streams = self._streams(inputs, embodiment)
         kept = Kept(context, segments[len(segments) - len(inputs) :], keep)
         sight = Sight(rows, _present(table, segments, rows, valid) if valid else None)
+        told = self._told(text)
         for i, block in enumerate(self.blocks):
             runs, past = [stream.runs_in(i) for stream in streams], kept.past(i)
             if i + 1 == len(self.blocks) and len(keep) == len(inputs):
                 kept.append(*block.keys_values(streams, runs))  # nobody reads the residual stream behind them
             elif recompute_activations:
                 streams, _, _ = checkpoint(
-                    block, streams, runs, text.layers[i], past, sight, use_reentrant=False, preserve_rng_state=False
+                    block, streams, runs, told[i], past, sight, use_reentrant=False, preserve_rng_state=False
                 )
             else:
-                streams, k, v = block(streams, runs, text.layers[i], past, sight)
+                streams, k, v = block(streams, runs, told[i], past, sight)
                 kept.append(k, v)
         hidden = [part for s in streams for part in s.x.split([length for length, _ in s.runs], dim=1)]
         levels = [level for s in streams for _, level in s.runs]
@@ -274,6 +266,18 @@ class WorldActionTransformer(nn.Module):
             rope = torch.cat([self._rope(item) for item in members])
             streams.append(Stream(index, torch.cat(tokens, dim=1), runs, rope))
         return streams
+
+    def _embed_text(self, text: Float[Tensor, "B M E"]) -> tuple[Tensor, ...]:
+        """Instructions in the width of every expert, (B, M, D)."""
+        if text.shape[-1] != self.config.text_width:
+            raise ValueError(f"text is {text.shape[-1]} wide, this model reads {self.config.text_width}")
+        return tuple(expert.text_embedder(text.to(expert.head_table.dtype)) for expert in self.experts)
+
+    def _told(self, text: TextContext | Instructions) -> Sequence[tuple[TextPair, ...] | Told]:
+        """The instructions as each block takes them."""
+        if isinstance(text, TextContext):
+            return text.layers
+        return [Told(self._embed_text(text.embedded), text.rows)] * len(self.blocks)
 
     def _embed(self, item: GroupInput, embodiment: Tensor) -> Float[Tensor, "B n D"]:
         value = item.value.to(self.patch_embedding.weight.dtype)

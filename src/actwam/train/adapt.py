@@ -72,13 +72,13 @@ def is_adapted(name: str) -> bool:
     return ".lora_" in name or ".base_layer." in name
 
 
-def published(model: nn.Module, average: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All weights under the names of a model without adapters: averages where there are any, adapters merged.
+def published(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All `weights` of a model, by parameter name, under the names of one without adapters: these are merged.
 
     They are of one dtype, bfloat16 if all of them are, else float32, which holds either exactly. What has to be made
-    for that is made on the CPU; all others are the tensors of the model and the averages themselves, where they are.
+    for that is made on the CPU; all others are the given tensors themselves.
     """
-    weights = {name: average.get(name, parameter.detach()) for name, parameter in model.named_parameters()}
+    weights = dict(weights)
     for name in [name for name in weights if ".base_layer." in name]:
         layer, _, kind = name.partition(".base_layer.")
         merged = weights.pop(name)

@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from actwam.checkpoint import Checkpoint, load
-from actwam.model.transformer import TextContext
+from actwam.draws import Draws
+from actwam.model.context import Instructions, TextContext
 from actwam.objective import NoisyBatch, towards
 from actwam.sampler import Sampling, sample
 from actwam.train.config import Recipe
@@ -50,21 +51,17 @@ class Teacher:
             "student": asdict(self.student),
         }
 
-    def lesson(
-        self, batch: Batch, text: Float[Tensor, "b M E"], rows: Int[Tensor, "B"], generator: torch.Generator
-    ) -> NoisyBatch:
-        """Noise, what the teacher makes of it, and a level of the student's schedule for each sample.
-
-        `text` holds the distinct instructions, `rows` which of them a sample has. All random numbers come from
-        `generator` (on the CPU), in a fixed order.
+    def lesson(self, batch: Batch, text: Instructions, draws: Draws) -> NoisyBatch:
+        """Noise, what the teacher makes of it, and a level of the student's schedule for each sample. All random
+        numbers come from `draws`, in a fixed order.
         """
-        noise = torch.randn(batch.action.shape, generator=generator).to(batch.action.device)
+        noise = draws.normal(batch.action.shape[1:]).to(batch.action.device)
         levels = torch.tensor(self.student.levels(Group.ACTION)[:-1])
-        sigma = levels[torch.randint(len(levels), (len(noise),), generator=generator)].to(noise.device)
+        sigma = levels[draws.integers(len(levels))].to(noise.device)
         if not self.checkpoint.model.config.noisy_padding:
             noise = noise * batch.action_valid[:, :1]  # zero in the dimensions that a robot lacks, as in acting
         with torch.inference_mode():
-            context = self.checkpoint.model.text_context(text).select(rows)
+            context = self.checkpoint.model.text_context(text.embedded).select(text.rows)
         return towards(batch, self._actions(batch, noise, context), noise, sigma)
 
     def _actions(self, batch: Batch, noise: Float[Tensor, "B K A"], text: TextContext) -> Float[Tensor, "B K A"]:

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from actwam.checkpoint import TRAIN_STATE, Checkpoint, checkpoints, load, save
+from actwam.checkpoint import Checkpoint, checkpoints, load
 from actwam.data.loader import Mixture
 from actwam.data.partial import locked
-from actwam.memory import device_of, require
-from actwam.model.files import read_safetensors
+from actwam.memory import require
 from actwam.train.adapt import adapt, published
 from actwam.train.config import Precision, Recipe, StageConfig
 from actwam.train.datasets import open_datasets
 from actwam.train.distill import Teacher
-from actwam.train.memory import recipe_need
-from actwam.train.metrics import Tracker, open_metrics
+from actwam.train.feed import Feed
+from actwam.train.memory import own_need
+from actwam.train.metrics import Tracker, Watch, open_metrics
+from actwam.train.parallel import World, joined
 from actwam.train.prepare import Progress, initial, mixture, require_recipe
+from actwam.train.saving import LATEST, Saver, newest_whole, read_state
 from actwam.train.state import TrainState, learning_rate
-from actwam.train.step import train_step
-from actwam.types import Batch
+from actwam.train.step import NotFinite, train_step
 
-KEPT = 2
-"""Checkpoints kept of a stage: the newest, and one before it."""
+Examine = Callable[[Path], Mapping[str, float]]
+"""Numbers of a checkpoint, which are logged. The one with the highest `score` is kept, of equal ones the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,53 +41,93 @@ class Run:
     out: Path
     cache: Path
     device: str = "cpu"
+    shard: int | None = None
+    """Among how many processes one copy of the model is cut; among all if not given."""
+    micro_batch: int | None = None
+    """How many samples a process computes at once; all that are its own if not given."""
     tracker: Tracker = "none"
     resume: bool = False
+    examine: Examine | None = None
+    """Asked about checkpoints, by the first process while the others wait."""
+    examine_every: int = 1
+    """Of how many checkpoints one is examined; the last one always is."""
     progress: Progress = lambda what, done, total: None
     say: Callable[[str], None] = lambda text: None
-    """Told once per stage, before anything large is allocated, how much memory it needs."""
+    """Told what a person should know: how much memory a stage needs, before anything large is allocated, and what looks
+    wrong.
+    """
 
 
 def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | None = None) -> Path:
     """Train the stages of a recipe one after another, or `only` one; each starts from the stage before it.
 
+    Where `torchrun` started several processes, they train together (`train.parallel`), and all call this.
+
     Returns the folder of the last stage, which `Policy.load` opens. Raises ValueError on an unknown device, on
-    data that does not fit the recipe, on a model that does not fit in memory, on a folder that already holds a
-    run (unless `run.resume`), and on a loss that is not finite.
+    data that does not fit the recipe, on a model that does not fit in memory, on a batch that does not divide among the
+    processes, on a folder that already holds a run (unless `run.resume`), and on a loss that is not finite.
     """
-    device = device_of(run.device)
-    datasets = open_datasets(recipe, data)
-    wanted = range(len(recipe.stages)) if only is None else [recipe.stage(only)]
-    require_memory(recipe, [recipe.stages[i] for i in wanted], run)
-    folders = [run.out / f"{i + 1}-{stage.name}" for i, stage in enumerate(recipe.stages)]
-    for i in wanted:
-        stage, done = recipe.stages[i], checkpoints(folders[i])
-        if done and not run.resume:
-            raise ValueError(f"{folders[i]}: holds checkpoints already; resume with --resume, or choose another folder")
-        if done or i:
-            source = done[-1] if done else finished(folders[i - 1], recipe.stages[i - 1], stage)
-            start = load(source)
-            require_recipe(start, recipe, source)
-        else:
-            start = initial(recipe, datasets, run.cache, run.progress, device)
-        if done:
-            require_stage(start, stage, done[-1])
-        if done and step_of(done[-1]) == stage.steps:
-            continue
-        batches = mixture(stage, start, datasets, run.cache, run.progress, device)
-        folders[i].mkdir(parents=True, exist_ok=True)
-        with locked(folders[i]):
-            train_stage(recipe, stage, start, batches, folders[i], run, done[-1] if done else None)
+    with joined(run.device, run.shard) as (world, device):
+        if not world.first:
+            run = replace(run, progress=lambda what, done, total: None, say=lambda text: None)
+        datasets = open_datasets(recipe, data)
+        wanted = range(len(recipe.stages)) if only is None else [recipe.stage(only)]
+        require_memory(recipe, [recipe.stages[i] for i in wanted], Here(run, world, device))
+        folders = [run.out / f"{i + 1}-{stage.name}" for i, stage in enumerate(recipe.stages)]
+        for i in wanted:
+            stage = recipe.stages[i]
+            if checkpoints(folders[i]) and not run.resume:
+                raise ValueError(
+                    f"{folders[i]}: holds checkpoints already; resume with --resume, or choose another folder"
+                )
+            resumed = newest_whole(folders[i], world, run.say)
+            if resumed:
+                start = resumed[1]
+                require_recipe(start, recipe, resumed[0])
+                require_stage(start, stage, resumed[0])
+                if step_of(resumed[0]) == stage.steps:
+                    continue
+            elif i:
+                source = finished(folders[i - 1], recipe.stages[i - 1], stage)
+                start = load(source)
+                require_recipe(start, recipe, source)
+            else:
+                start = initial(recipe, datasets, run.cache, run.progress, device)
+                world.require_same(fitted(start))
+            batches = mixture(stage, start, datasets, run.cache, run.progress, device)
+            folders[i].mkdir(parents=True, exist_ok=True)
+            with ExitStack() as stack:
+                if world.first:
+                    stack.enter_context(locked(folders[i]))
+                train_stage(recipe, stage, start, batches, folders[i], Here(run, world, device), resumed and resumed[0])
+                world.wait()
     return folders[wanted[-1]]
 
 
-def require_memory(recipe: Recipe, stages: Sequence[StageConfig], run: Run) -> None:
-    """Say what the stages need. Raises ValueError when one does not fit on the device of the run."""
-    device = device_of(run.device)
+@dataclass(frozen=True)
+class Here:
+    """The run that a process trains in, the processes of it, and the device of this one."""
+
+    run: Run
+    world: World
+    device: torch.device
+
+
+def require_memory(recipe: Recipe, stages: Sequence[StageConfig], here: Here) -> None:
+    """Say what the stages need of one process. Raises ValueError when one does not fit on its device, when its batch
+    does not divide among the processes, and when it cannot be cut among them.
+    """
     for stage in stages:
-        need = recipe_need(recipe, stage, device, resolve_precision(stage, device))
-        run.say(f"memory of stage {stage.name}\n{need.table()}")
-        require(need, device)
+        rows = here.world.rows(stage.batch_size, here.run.micro_batch)
+        precision = resolve_precision(stage, here.device)
+        if here.world.size > 1 and stage.optimizer == "adamw8bit":
+            raise ValueError(
+                f"stage {stage.name}: moments in 8 bits are not cut among processes: take optimizer adamw, whose "
+                "moments are, or one process"
+            )
+        need = own_need(recipe, stage, here.device, precision, len(rows[0]), here.world.pieces)
+        here.run.say(f"memory of stage {stage.name}\n{need.table()}")
+        require(need, here.device)
 
 
 def finished(folder: Path, stage: StageConfig, following: StageConfig) -> Path:
@@ -120,63 +160,84 @@ def train_stage(
     start: Checkpoint,
     batches: Mixture,
     folder: Path,
-    run: Run,
+    here: Here,
     resumed: Path | None,
 ) -> None:
     """Train one stage to its last step, leaving checkpoints `step_*` in `folder`."""
-    device = device_of(run.device)
-    teacher = Teacher.of(recipe, device)
+    run, world = here.run, here.world
+    teacher, precision, first = Teacher.of(recipe, here.device), resolve_precision(stage, here.device), 0
+    trained: dict[str, Any] = {"recipe": recipe.name, "stage": stage.name, "config": stage.to_json()}
     if resumed is not None:
         require_teacher(start, teacher, resumed)
-    model = start.model.train()
-    adapt(model, stage, device)
-    state, first = TrainState.start(model, stage), 0
-    if resumed is not None:
-        first = step_of(resumed)
-        state.restore(read_safetensors(resumed / TRAIN_STATE / "state.safetensors"))
-    precision = start.trained["precision"] if resumed else resolve_precision(stage, device)
-    if stage.compile:
-        for block in model.blocks:
-            block.compile(dynamic=False)
-    sinks = open_metrics(folder, run.tracker, first)
-    trained = {"recipe": recipe.name, "stage": stage.name, "config": stage.to_json(), "precision": precision}
-    trained |= {"teacher": teacher.to_json()} if teacher else {}
-    clock, seen = time.perf_counter(), 0
-    try:
+        precision, first = start.trained["precision"], step_of(resumed)
+    trained |= {"precision": precision} | ({"teacher": teacher.to_json()} if teacher else {})
+    state = begin(stage, start, here, resumed)
+    with ExitStack() as stack:
+        sinks = open_metrics(folder, run.tracker, first) if world.first else []
+        for sink in sinks:
+            stack.enter_context(closing(sink))
+        feed = stack.enter_context(
+            closing(Feed(batches, world.rows(stage.batch_size, run.micro_batch), first, stage.steps, run.say))
+        )
+        saver = stack.enter_context(closing(Saver(folder, world)))
+        watch = Watch(world, sinks, stage.batch_size, stage.log_every, run.say)
         for step in range(first, stage.steps):
-            metrics = train_step(stage, start, state, to_device(batches.batch(step), device), step, precision, teacher)
-            seen += stage.batch_size
+            parts, last = feed.next(), step + 1 == stage.steps
+            try:
+                metrics = train_step(stage, start, state, parts, step, precision, teacher, world)
+            except NotFinite as error:
+                raise ValueError(_with_places(error, batches, step)) from error
+            saver.check()
             run.progress(f"train {stage.name}", step + 1, stage.steps)
-            if (step + 1) % stage.log_every == 0 or step + 1 == stage.steps:
-                now = time.perf_counter()
-                speed = {
-                    "learning_rate": learning_rate(stage, step),
-                    "samples_per_second": seen / (now - clock),
-                }
-                for sink in sinks:
-                    sink.log(step, {name: float(value) for name, value in metrics.items()} | speed)
-                clock, seen = now, 0
-            if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
-                checkpoint = replace(
+            watch.step(step, metrics, learning_rate(stage, step), feed.waited, last)
+            if (step + 1) % stage.checkpoint_every == 0 or last:
+                made = replace(
                     start,
                     sampling=recipe.sampling,
                     action_prefix=stage.action_prefix,
                     trained={**trained, "step": step + 1},
                 )
-                target = folder / f"step_{step + 1:08d}"
-                save(checkpoint, target, weights=published(model, state.average), train_state=state.tensors())
-                forget(folder)
-    finally:
-        for sink in sinks:
-            sink.close()
+                weights = world.gathered(state.weights())
+                saver.save(made, step + 1, published(start.model, weights) if world.first else {}, state.tensors())
+            if run.examine and ((step + 1) % (run.examine_every * stage.checkpoint_every) == 0 or last):
+                saver.wait()
+                if world.first:
+                    found = run.examine(folder / LATEST)
+                    saver.judge(step + 1, found)
+                    for sink in sinks:
+                        sink.log(step, found)
+                world.wait()
+                watch.restart(feed.waited)
+        saver.wait()
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on `device`."""
-    if device.type == "cpu":
-        return batch
-    moved: dict[str, Any] = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    return replace(batch, **moved)
+def fitted(start: Checkpoint) -> dict[str, str]:
+    """What was fitted on the data, for comparison."""
+    statistics = json.dumps([robot.norm_stats() for robot in start.robots], default=str)
+    return {"statistics": statistics, "codec": start.codec.digest(), "scale of change": str(start.future.scale)}
+
+
+def begin(stage: StageConfig, start: Checkpoint, here: Here, resumed: Path | None) -> TrainState:
+    """The model of `start` as the stage trains it, on the devices of all processes, and what it is trained with."""
+    model, world = start.model.train(), here.world
+    adapt(model, stage, here.device if world.mesh is None else torch.device("cpu"))
+    if stage.compile:
+        for block in model.blocks:
+            block.compile(dynamic=False)
+    world.share(model)
+    state = TrainState.start(model, stage)
+    if resumed is not None:
+        read_state(world, state.tensors(), resumed)
+    return state
+
+
+def _with_places(error: NotFinite, batches: Mixture, step: int) -> str:
+    """The message, and where the samples come from."""
+    if not error.rows:
+        return f"{error}; no sample alone has such a loss"
+    places = batches.places(step, error.rows)
+    more = f" and {len(places) - 5} more" if len(places) > 5 else ""
+    return f"{error}; of these samples: {', '.join(places[:5])}{more}"
 
 
 def resolve_precision(stage: StageConfig, device: torch.device) -> Precision:
@@ -197,18 +258,6 @@ def resolve_precision(stage: StageConfig, device: torch.device) -> Precision:
 def step_of(checkpoint: Path) -> int:
     """Steps of its stage that a checkpoint folder has seen, from its name."""
     return int(checkpoint.name.removeprefix("step_"))
-
-
-def forget(folder: Path) -> None:
-    """Delete all but the newest checkpoints, and what a process left that was killed while deleting them.
-
-    The newest has been renamed into place before. An old one is renamed away first: no half of it is ever
-    seen.
-    """
-    for old in checkpoints(folder)[:-KEPT]:
-        old.rename(old.with_suffix(".partial"))
-    for left in folder.glob("step_*.partial"):
-        shutil.rmtree(left)
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -11,13 +11,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from actwam import checkpoint
 from actwam.memory import Ledger, Need, Tokens, encoding, size_of, stand_in, with_reserve
 from actwam.model.config import TransformerConfig
+from actwam.model.context import Instructions
 from actwam.model.transformer import WorldActionTransformer
 from actwam.objective import NOISY_ACTION, NOISY_FUTURE, NoisyBatch
 from actwam.tokens import Table
 from actwam.train.adapt import adapt, published
 from actwam.train.config import Precision, Recipe, StageConfig
+from actwam.train.saving import FILE_BYTES
 from actwam.train.state import TrainState
-from actwam.train.step import forward_losses
+from actwam.train.step import Lesson, forward_losses
 from actwam.types import Group, Mode
 
 META = torch.device("meta")
@@ -43,6 +45,21 @@ def recipe_need(recipe: Recipe, stage: StageConfig, device: torch.device, precis
     with META:
         teacher = size_of(WorldActionTransformer(recipe.model).parameters())
     return with_reserve(replace(need, weights=need.weights + teacher, reserve=0), device)
+
+
+def own_need(
+    recipe: Recipe, stage: StageConfig, device: torch.device, precision: Precision, at_once: int, pieces: int
+) -> Need:
+    """What one of many processes needs that compute `at_once` samples at once with a model cut in so many pieces. The
+    block that is computed, and the one that comes next, are whole.
+    """
+    need = recipe_need(recipe, replace(stage, batch_size=at_once), device, precision)
+    if pieces == 1:
+        return need
+    whole, own = need.gradients, {name: getattr(need, name) // pieces for name in ("optimizer", "average", "gradients")}
+    blocks = 2 * need.weights // recipe.model.layers
+    step = need.at_once - whole + own["gradients"] + blocks
+    return with_reserve(replace(need, weights=need.weights // pieces, **own, at_once=step, reserve=0), device)
 
 
 def recipe_tokens(recipe: Recipe) -> Tokens:
@@ -89,16 +106,16 @@ def training_need(
         parameters = list(model.parameters())
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         weights, gradients = size_of(parameters), size_of(trained)
-        made, copied = _checkpoint_need(model, state)
+        copies = _checkpoint_need(model, state)
         low = stand_in(model, device)
         noisy = shaped_batch(config, stage, tokens)
         text = torch.empty(stage.batch_size, config.text_tokens, config.text_width)
         rows, robots = (torch.zeros(stage.batch_size, dtype=torch.long) for _ in range(2))
     # Out of the mode, so that what the model keeps for later calls (masks, angles) is real. Fake meets fake anyway.
-    given = [*parameters, *(x for part in vars(noisy).values() for x in part.values()), text, rows, robots]
+    given = [*parameters, *(x for _, part in noisy.tensors() for x in part.values()), text, rows, robots]
     with Ledger(given) as ledger:
         autocast = low if precision == "bf16" else None
-        loss = forward_losses(stage, model, table, noisy, text, rows, robots, autocast)["loss"]
+        loss = forward_losses(stage, model, table, Lesson(noisy, Instructions(text, rows), robots), autocast)["loss"]
         activations = ledger.alive
         loss.backward()
     at_once = ledger.most
@@ -111,22 +128,22 @@ def training_need(
         gradients=gradients,
         activations=activations,
         at_once=at_once,
-        checkpoint=made if device.type == "cpu" else 0,
-        host=0 if device.type == "cpu" else made + copied,
+        checkpoint=copies if device.type == "cpu" else 0,
+        host=0 if device.type == "cpu" else copies,
         advice=_advice(stage, len(config.experts)),
     )
     return with_reserve(need, device)
 
 
-def _checkpoint_need(model: WorldActionTransformer, state: TrainState) -> tuple[int, int]:
-    """Bytes that are made on the CPU to write a checkpoint, and, beside them, of the largest file's tensors that are
-    copied there from a GPU: one file is written after another.
+def _checkpoint_need(model: WorldActionTransformer, state: TrainState) -> int:
+    """Bytes that are copied to the CPU to write a checkpoint while training goes on (`train.saving`), those that are
+    made of the copies, and those of a file that is being written.
     """
-    train_state = state.tensors().values()
+    weights, train_state = state.weights(), state.tensors().values()
     with Ledger([*model.parameters(), *state.average.values()]) as ledger:
-        weights = published(model, state.average)
-        kept = ledger.alive
-    return ledger.most, max(size_of(weights.values()) - kept, size_of(train_state))
+        published(model, weights)
+    copied = size_of(train_state)
+    return size_of(weights.values()) + ledger.most + copied + min(copied, FILE_BYTES)
 
 
 def shaped_batch(config: TransformerConfig, stage: StageConfig, tokens: Tokens) -> NoisyBatch:
@@ -153,6 +170,7 @@ def shaped_batch(config: TransformerConfig, stage: StageConfig, tokens: Tokens) 
         targets={group: torch.empty(shapes[group]) for group in taught},
         present={group: torch.ones(who[group], dtype=torch.bool) for group in shapes if partial.get(group)},
         weighs={group: torch.ones(shapes[group], dtype=torch.bool) for group in taught},
+        taught=dict.fromkeys(taught, size),
     )
 
 

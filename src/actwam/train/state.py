@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from actwam.train.adapt import is_adapted
 from actwam.train.config import StageConfig
+from actwam.train.parallel import own_part
 
 QUANTISED_FROM, BLOCK = 4096, 256
 """torchao keeps moments in 8 bits for tensors of at least so many values, if these fill blocks that share a scale."""
@@ -63,8 +63,12 @@ class TrainState:
         """
         if decay is not None:
             weight = 1 - min(decay, (1 + step) / (10 + step))
-            weights = [p.detach() for name, p in self.model.named_parameters() if name in self.average]
-            torch._foreach_lerp_(list(self.average.values()), weights, weight)
+            weights = [own_part(p.detach()) for name, p in self.model.named_parameters() if name in self.average]
+            torch._foreach_lerp_([own_part(average) for average in self.average.values()], weights, weight)
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is published, by parameter name: averages where there are any, else the weights. Not copies."""
+        return {name: self.average.get(name, p.detach()) for name, p in self.model.named_parameters()}
 
     def tensors(self) -> dict[str, Tensor]:
         """What the model file does not hold, by parameter name, for `train_state/`: not copies but the tensors.
@@ -82,17 +86,8 @@ class TrainState:
                 if hasattr(moment, "codes"):  # quantised; the third part, the map from codes to numbers, never changes
                     tensors |= {f"{key}.{part}/{name}": getattr(moment, part) for part in ("codes", "scale")}
                 else:
-                    tensors[f"{key}/{name}"] = moment
+                    tensors[f"{key}/{name}"] = moment if moment.ndim else moment.reshape(1)
         return tensors
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue where `tensors` were saved. Raises ValueError on tensors of another model."""
-        own = self.tensors()
-        shapes = {name: tensor.shape for name, tensor in own.items()}
-        if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
-            raise ValueError("train_state does not hold the tensors of this model; start the stage again")
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
 
 
 def learning_rate(stage: StageConfig, step: int) -> float:

@@ -158,15 +158,14 @@ def imagine_dataset(
     """
     require_embodiment(dataset, policy.robot.embodiment)
     chosen = choose_windows(policy, dataset, windows, seed)
-    sees_actions = Group.ACTION in policy.table.reach(Group.FUTURE)
-    condition: Condition = "actions" if give_actions and sees_actions else "nothing"
+    condition = condition_of(policy) if give_actions else "nothing"
     drawn = _spread([dataset.episodes[episode].instruction for episode, _ in chosen], STRIPS)
     measures: list[Measures] = []
     strips: list[Strip] = []
     with partial_folder(out) as partial:
         for first in range(0, windows, batch_size):
             clips = [read_clip(policy, dataset, *window) for window in chosen[first : first + batch_size]]
-            futures = _imagine(policy, clips, seed + first, condition)
+            futures = imagine_clips(policy, clips, seed + first, condition)
             for number, (clip, future, decoded) in enumerate(zip(clips, *futures, strict=True), first):
                 measures.append(measure(clip, future, decoded))
                 if number in drawn:
@@ -192,6 +191,11 @@ def imagine_dataset(
         text = json.dumps(result.to_json(), indent=2, allow_nan=False)
         (partial / "imagine.json").write_text(text + "\n", encoding="utf-8")
     return result
+
+
+def condition_of(policy: Policy) -> Condition:
+    """What decides the future beside what was seen: actions, where the table lets them."""
+    return "actions" if Group.ACTION in policy.table.reach(Group.FUTURE) else "nothing"
 
 
 def choose_windows(policy: Policy, dataset: LeRobotDataset, count: int, seed: int) -> list[tuple[int, int]]:
@@ -272,7 +276,7 @@ def measure(clip: Clip, imagined: UInt8[np.ndarray, "T H W 3"], decoded: UInt8[n
     )
 
 
-def _imagine(
+def imagine_clips(
     policy: Policy, clips: Sequence[Clip], seed: int, condition: Condition
 ) -> tuple[list[UInt8[np.ndarray, "T H W 3"]], UInt8[np.ndarray, "B T H W 3"]]:
     """The imagined futures of these windows, and their real ones after encoding and decoding."""
@@ -281,7 +285,7 @@ def _imagine(
         [clip.observation for clip in clips],
         np.stack([clip.actions for clip in clips]) if condition == "actions" else None,
         range(seed, seed + len(clips)),
-        [_memory(policy, clip) for clip in clips],
+        [memory_of(policy, clip) for clip in clips],
     )
     # Behind the present frame, because a codec that compresses time lets its first frame stand alone.
     videos = np.stack([np.concatenate([clip.present[None], clip.future]) for clip in clips])
@@ -289,7 +293,7 @@ def _imagine(
     return [imagination.video for imagination in imaginations], decoded
 
 
-def _memory(policy: Policy, clip: Clip) -> Memory | None:
+def memory_of(policy: Policy, clip: Clip) -> Memory | None:
     """What the policy would have at the present if it had looked at everything before."""
     memory = None
     for seen in clip.past:
