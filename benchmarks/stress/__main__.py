@@ -47,6 +47,7 @@ THEMES = {
     "throughput": Theme("seconds", 10),
     "soak": Theme("seconds", 1800),
     "faults": Theme("n", 100),
+    "start": Theme("n", 3),
     "kills": Theme("n", 200),
     "damage": Theme("n", 2000),
     "safety": Theme("sequences", 1_000_000, {"steps": 100}),
