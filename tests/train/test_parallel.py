@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("together")
     data = {"squares": tiny.write_dataset(root / "squares", tiny.robot())}
 
-    def job(name: str, made: Recipe | None = None, *, run: dict[str, Any] | None = None, **rest: Any) -> Job:
-        return Job(made or recipe(), data, Run(out=root / name, cache=root / "cache", **(run or {})), **rest)
+    def job(name: str, made: Callable[[], Recipe] = recipe, *, run: dict[str, Any] | None = None, **rest: Any) -> Job:
+        return Job(made, data, Run(out=root / name, cache=root / "cache", **(run or {})), **rest)
 
-    recomputed = recipe(recompute_activations=True)
+    recomputed = partial(recipe, recompute_activations=True)
     job("one").do()
     job("one in parts", run={"micro_batch": 1}).do()
     job("one recomputed", recomputed).do()
@@ -49,9 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         job("two copies", run={"shard": 1}),
         job("two recomputed", recomputed),
         job("changing", stop=7),
-        job("odd", recipe(batch_size=5), fails="a batch of 5 does not divide among 2 processes"),
+        job("odd", partial(recipe, batch_size=5), fails="a batch of 5 does not divide among 2 processes"),
         job("thirds", run={"shard": 3}, fails="2 processes do not divide into groups of 3"),
-        job("8 bits", recipe(optimizer="adamw8bit", ema_decay=None), fails="moments in 8 bits are not cut"),
+        job("8 bits", partial(recipe, optimizer="adamw8bit", ema_decay=None), fails="moments in 8 bits are not cut"),
         job("poisoned", poison=3, row=1, fails="at step 3 (seed 0); the weights are unchanged"),
     )
     job("changing", run={"resume": True}, stop=13).do()
@@ -88,7 +90,7 @@ def test_every_process_writes_what_it_holds_and_the_manifest_has_it_all(folder: 
 def test_what_is_not_finite_is_named_whoever_computes_it(folder: Path, tmp_path: Path) -> None:
     data = {"squares": folder / "squares"}
     run = Run(out=tmp_path, cache=folder / "cache")
-    Job(recipe(), data, run, poison=3, row=1, fails=f"of these samples: {folder / 'squares'}").do()
+    Job(recipe, data, run, poison=3, row=1, fails=f"of these samples: {folder / 'squares'}").do()
     assert not list((folder / "poisoned").rglob("step_*"))
 
 
