@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from together import Job, train_together
 
 from actwam.checkpoint import checkpoints, load, verify
 from actwam.draws import Draws
-from actwam.train.config import Recipe, SourceConfig
+from actwam.recipes.distill import few_steps
+from actwam.train.config import Lora, Recipe, SourceConfig
 from actwam.train.loop import Run
 from actwam.train.metrics import read_metrics
 from actwam.train.parallel import ALONE, World
@@ -23,13 +25,26 @@ from actwam.types import Mode
 
 MIXED = tuple(SourceConfig(dataset="squares", mode=mode) for mode in (Mode.VIDEO, Mode.POLICY, Mode.WORLD))
 STEPS = 20
-WAYS = ("one in parts", "one recomputed", "two", "two in parts", "two copies", "two recomputed", "changing")
+WAYS = {
+    **dict.fromkeys(("one in parts", "one recomputed", "two", "two in parts", "two copies", "two recomputed"), "one"),
+    "changing": "one",
+    "two with adapters": "one with adapters",
+    "two compiled": "one",
+    "two taught": "one taught",
+}
+"""Runs, and those of one process that they must agree with."""
 
 
 def recipe(**changes: Any) -> Recipe:
     """With two samples a process, parts of batches lack groups that others have."""
     given = {"sources": MIXED, "steps": STEPS, "batch_size": 4, "checkpoint_every": 5, **changes}
     return tiny.recipe(tiny.stage(**given), model=tiny.config("two", embodiments=1))
+
+
+def taught(start: Path) -> Recipe:
+    """By what another run has learned."""
+    made = few_steps(start=start, steps=STEPS, batch_size=4, tune="full", datasets=("squares",))
+    return replace(made, stages=(replace(made.stages[0], log_every=1, precision="fp32"),))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +57,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Job(made, data, Run(out=root / name, cache=root / "cache", **(run or {})), **rest)
 
     recomputed = partial(recipe, recompute_activations=True)
+    adapted = partial(recipe, lora=Lora(rank=2, alpha=4.0))
     job("one").do()
+    job("one with adapters", adapted).do()
+    learner = partial(taught, root / "one")
+    job("one taught", learner).do()
     job("one in parts", run={"micro_batch": 1}).do()
     job("one recomputed", recomputed).do()
     train_together(
@@ -50,6 +69,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         job("two in parts", run={"micro_batch": 1}),
         job("two copies", run={"shard": 1}),
         job("two recomputed", recomputed),
+        job("two with adapters", adapted),
+        job("two compiled", partial(recipe, compile=True)),
+        job("two taught", learner),
         job("changing", stop=7),
         job("odd", partial(recipe, batch_size=5), fails="a batch of 5 does not divide among 2 processes"),
         job("thirds", run={"shard": 3}, fails="2 processes do not divide into groups of 3"),
@@ -63,13 +85,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", WAYS)
 def test_many_compute_what_one_does(folder: Path, name: str) -> None:
-    alone, found = (read_metrics(folder / each / "1-align" / "metrics.jsonl") for each in ("one", name))
+    alone, found = (read_metrics(next((folder / each).glob("1-*/metrics.jsonl"))) for each in (WAYS[name], name))
     assert [row["step"] for row in found] == list(range(STEPS))
     for a, b in zip(alone, found, strict=True):
         for what in ("loss", "loss_action", "loss_future", "grad_norm", "learning_rate"):
             assert (what in a) == (what in b)
             assert b.get(what, 0) == pytest.approx(a.get(what, 0), rel=1e-5), (what, a["step"])
-    weights, others = (load(folder / each).model.state_dict() for each in ("one", name))
+    weights, others = (load(folder / each).model.state_dict() for each in (WAYS[name], name))
     for parameter, value in weights.items():
         assert torch.allclose(others[parameter], value, atol=1e-5), parameter
 
