@@ -65,6 +65,51 @@ class Window:
 
 
 @dataclass(frozen=True, eq=False)
+class Windows:
+    """Where the W windows of E episodes begin: some numbers for each episode, and none for each row.
+
+    Window w lies in the first episode that ends behind it, when the windows of the episodes are counted one after
+    another. Where only `some` rows begin one, these are listed.
+    """
+
+    first: Int[np.ndarray, "E"]
+    """The first row of every episode."""
+    last: Int[np.ndarray, "E"]
+    """Its last row."""
+    ends: Int[np.ndarray, "E"]
+    """How many windows there are up to its end."""
+    some: Int[np.ndarray, "W"] | None = None
+
+    @classmethod
+    def of(cls, dataset: Footage, reach: int, trusted: Bool[np.ndarray, "N"] | None = None) -> Windows:
+        """One for each row that is followed by `reach` others of its episode, and of them those that are trusted."""
+        first = np.array([episode.start for episode in dataset.episodes], np.int64)
+        lengths = np.array([episode.length for episode in dataset.episodes], np.int64)
+        counts = np.maximum(lengths - reach, 0)
+        windows = cls(first, first + lengths - 1, np.cumsum(counts))
+        if trusted is None:
+            return windows
+        rows = np.concatenate([np.arange(start, start + n) for start, n in zip(first, counts, strict=True)])
+        return cls(first, windows.last, windows.ends, rows[trusted[rows]])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if self.some is None else len(self.some)
+
+    def find(
+        self, windows: Int[np.ndarray, "B"]
+    ) -> tuple[Int[np.ndarray, "B"], Int[np.ndarray, "B"], Int[np.ndarray, "B"]]:
+        """The row that each begins at, the last row of its episode, and the number of its episode."""
+        if self.some is not None:
+            rows = self.some[windows]
+            episodes = np.searchsorted(self.first, rows, "right") - 1
+        else:
+            episodes = np.searchsorted(self.ends, windows, "right")
+            before = np.where(episodes > 0, self.ends[episodes - 1], 0)
+            rows = self.first[episodes] + windows - before
+        return rows, self.last[episodes], episodes
+
+
+@dataclass(frozen=True, eq=False)
 class Source:
     """One dataset, the latents of its pictures, and what its samples teach.
 
@@ -86,9 +131,7 @@ class Source:
     weight: float = 1.0
     future: FutureTransform = FutureTransform()
     min_confidence: float = 0.0
-    _starts: Int[np.ndarray, "W"] = field(init=False)
-    _lasts: Int[np.ndarray, "W"] = field(init=False)
-    _episodes: Int[np.ndarray, "W"] = field(init=False)
+    _windows: Windows = field(init=False)
 
     def __post_init__(self) -> None:
         if self.weight <= 0:
@@ -98,25 +141,17 @@ class Source:
         stride = self.latents.time_stride
         require_lengths(self.dataset, self.window, {self.mode}, stride)
         reach = 0 if self.mode is Mode.POLICY else self.window.pictures_needed(stride) - 1
-        starts, lasts, episodes = [], [], []
-        for episode in self.dataset.episodes:
-            rows = np.arange(episode.start, episode.start + episode.length - reach)
-            starts.append(rows)
-            lasts.append(np.full(len(rows), episode.start + episode.length - 1))
-            episodes.append(np.full(len(rows), episode.index))
-        found = {"_starts": starts, "_lasts": lasts, "_episodes": episodes}
-        windows = {name: np.concatenate(parts) for name, parts in found.items()}
+        trusted = None
         if self.min_confidence:
-            kept = trusted_rows(self.dataset, self.window, self.min_confidence)[windows["_starts"]]
-            windows = {name: values[kept] for name, values in windows.items()}
-        if not len(windows["_starts"]):
+            trusted = trusted_rows(self.dataset, self.window, self.min_confidence)
+        windows = Windows.of(self.dataset, reach, trusted)
+        if not len(windows):
             raise ValueError(f"{self.dataset.folder}: no window has a confidence of {self.min_confidence:g}: lower it")
-        for name, values in windows.items():
-            object.__setattr__(self, name, values)
+        object.__setattr__(self, "_windows", windows)
 
     def __len__(self) -> int:
         """How many windows there are: one for every frame that has something to teach."""
-        return len(self._starts)
+        return len(self._windows)
 
     def remembered(self, count: int, random: np.random.Generator) -> Int[np.ndarray, "B"] | None:
         """How much of its history each of `count` samples is shown, from nothing to all: a policy's memory, which
@@ -130,13 +165,13 @@ class Source:
 
         Of the history all is valid that there is, or the newest `moments` of it.
         """
-        start, last = self._starts[windows], self._lasts[windows]
+        start, last, episodes = self._windows.find(windows)
         left = (last - start)[:, None]
         stride, offsets = self.latents.time_stride, self.window.future_offsets
         ends = np.array(offsets[stride - 1 :: stride], int)  # the last picture of every latent frame
         latents = self.latents.window(start, last, offsets)
         past = start[:, None] + np.array(self.window.history_offsets, int)
-        first = np.array([self.dataset.episodes[i].start for i in self._episodes[windows]])[:, None]
+        first = self._windows.first[episodes][:, None]
         if moments is not None:
             first = np.maximum(first, start[:, None] - moments[:, None] * self.window.history_spacing)
         return Batch(
@@ -145,7 +180,7 @@ class Source:
             history_valid=torch.from_numpy(past >= first),
             latents=torch.from_numpy(self.future.normalize(latents)),
             future_valid=torch.from_numpy(ends <= left),
-            instructions=tuple(self.dataset.episodes[i].instruction for i in self._episodes[windows]),
+            instructions=tuple(self.dataset.episodes[i].instruction for i in episodes),
             **{name: torch.from_numpy(values) for name, values in self._numbers(start, left).items()},
         )
 
