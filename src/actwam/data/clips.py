@@ -8,7 +8,7 @@ folder, {"file": NAME, "instruction": SENTENCE}, or, for all clips that have nei
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -50,8 +50,8 @@ class Recording(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Clips:
-    """Footage that has pictures and instructions only. `picked[episode]` are the frames of the recording that its rows
-    show, in rising order.
+    """Footage that has pictures and instructions only. `picked(episode)` are the frames of the recording that its rows
+    show, in rising order: found anew each time, since of thousands of hours they are too many to keep.
     """
 
     folder: Path
@@ -60,13 +60,14 @@ class Clips:
     cameras: tuple[Camera, ...]
     episodes: tuple[EpisodeInfo, ...]
     recording: Recording
-    picked: tuple[Int[np.ndarray, "_"], ...]
+    picked: Callable[[int], Int[np.ndarray, "_"]]
     state_names: tuple[str, ...] = ()
     action_names: tuple[str, ...] = ()
 
     @property
     def state(self) -> Float32[np.ndarray, "N S"]:
-        return np.empty((sum(map(len, self.picked)), 0), np.float32)
+        last = self.episodes[-1]
+        return np.empty((last.start + last.length, 0), np.float32)
 
     @property
     def action(self) -> Float32[np.ndarray, "N A"]:
@@ -83,20 +84,21 @@ class Clips:
 
     def frames(self, camera: str, episode: int, indices: Int[np.ndarray, "T"]) -> UInt8[np.ndarray, "T H W 3"]:
         """As `Footage`. Raises ValueError on a row that does not exist, and with file and frame on a damaged video."""
-        picked = self.picked[episode]
+        picked = self.picked(episode)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(picked):
             raise ValueError(f"{self.where(episode)}: has no rows {indices}; it has {len(picked)} at {self.fps} fps")
         return self.recording.frames(camera, episode, picked[indices])
 
     def videos(self, camera: str, most: int | None = None) -> Iterator[tuple[int, UInt8[np.ndarray, "T H W 3"]]]:
         """As `Footage`. Raises ValueError with file and frame on a damaged video."""
-        current, seen = -1, 0
+        current, seen, picked = -1, 0, np.empty(0, int)
         for episode, frames in self.recording.videos(camera, most):
-            current, seen = episode, seen if episode == current else 0
-            first, end = np.searchsorted(self.picked[episode], (seen, seen + len(frames)))
+            if episode != current:
+                current, seen, picked = episode, 0, self.picked(episode)
+            first, end = np.searchsorted(picked, (seen, seen + len(frames)))
             step = most or max(end - first, 1)
             for row in range(first, end, step):
-                yield episode, frames[self.picked[episode][row : min(row + step, end)] - seen]
+                yield episode, frames[picked[row : min(row + step, end)] - seen]
             seen += len(frames)
 
 
@@ -138,14 +140,17 @@ def open_clips(folder: Path, fps: int) -> Clips:
     paths = tuple(path for path, _ in found)
     camera = Camera(CAMERA, CAMERA, 0, 0)
     episodes = [EpisodeInfo(i, 0, text, 0, {CAMERA: Clip(path, 0)}) for i, (path, text) in enumerate(found)]
-    picked = [picked_frames(path, fps) for path in paths]
-    return _clips(folder, fps, "", (camera,), episodes, _Files(folder, paths), picked)
+    files = _Files(folder, paths)
+    return _clips(folder, fps, "", (camera,), episodes, files, lambda episode: picked_frames(paths[episode], fps))
 
 
 def at_rate(dataset: Footage, fps: int) -> Clips:
     """The pictures and instructions of a dataset at another rate."""
     episodes = dataset.episodes
-    picked = [nearest(range(episode.length), Fraction(1, dataset.fps), fps) for episode in episodes]
+
+    def picked(episode: int) -> Int[np.ndarray, "_"]:
+        return nearest(range(episodes[episode].length), Fraction(1, dataset.fps), fps)
+
     return _clips(dataset.folder, fps, dataset.robot_type, dataset.cameras, episodes, dataset, picked)
 
 
@@ -156,15 +161,16 @@ def _clips(
     cameras: tuple[Camera, ...],
     episodes: Sequence[EpisodeInfo],
     recording: Recording,
-    picked: Sequence[Int[np.ndarray, "_"]],
+    picked: Callable[[int], Int[np.ndarray, "_"]],
 ) -> Clips:
     """With the lengths and starts that the picked frames give."""
-    starts = np.cumsum([0, *map(len, picked)]).tolist()
+    lengths = [len(picked(episode.index)) for episode in episodes]
+    starts = np.cumsum([0, *lengths]).tolist()
     placed = tuple(
-        replace(episode, length=len(rows), start=start)
-        for episode, rows, start in zip(episodes, picked, starts[:-1], strict=True)
+        replace(episode, length=length, start=start)
+        for episode, length, start in zip(episodes, lengths, starts[:-1], strict=True)
     )
-    return Clips(folder, fps, robot_type, cameras, placed, recording, tuple(picked))
+    return Clips(folder, fps, robot_type, cameras, placed, recording, picked)
 
 
 def holds_clips(folder: Path) -> bool:

@@ -81,7 +81,9 @@ def read_robot(path: Path) -> Embodiment:
     filled = isinstance(cameras, dict) and _names([*cameras]) and _names([*cameras.values()])
     require_value(path, "cameras", cameras, filled, "lines of slot: camera name, each once")
     for key in ("state", "action"):
-        require_value(path, key, data[key], _names(data[key]), "a list of names, each once, quoted where YAML reads no text")
+        require_value(
+            path, key, data[key], _names(data[key]), "a list of names, each once, quoted where YAML reads no text"
+        )
     try:
         return Embodiment(
             name=name,

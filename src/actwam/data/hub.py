@@ -55,12 +55,17 @@ def pin(address: Address) -> Address:
 
     Raises ValueError, one line, when the dataset or the revision does not exist, is gated, or cannot be reached.
     """
-    return replace(address, revision=_snapshot(address, ("meta/info.json",)).name)
+    return replace(address, revision=info_folder(address).name)
+
+
+def info_folder(address: Address) -> Path:
+    """A folder in which meta/info.json of the dataset is. Raises ValueError as `pin` does."""
+    return _snapshot(address, ("meta/info.json",))
 
 
 @dataclass(frozen=True, eq=False)
 class HubShelf:
-    """The files of one commit. `folder` holds what was fetched of it, `names` are all there are (None: nobody knows)."""
+    """The files of one commit. `folder` holds what was fetched of it, `names` are all that there are, if known."""
 
     address: Address
     folder: Path

@@ -20,7 +20,7 @@ class Shelf(Protocol):
         """Whether the file is here or can be brought."""
 
     def bring(self, path: Path) -> None:
-        """Have the file here. Raises ValueError when it cannot be brought; one that exists nowhere is for its reader."""
+        """Have the file here. Raises ValueError when it cannot be brought; what `holds` denies is for its reader."""
 
     def in_turn(self, paths: Sequence[Path]) -> AbstractContextManager[Callable[[Path], None]]:
         """These files are going to be read in this order. Yields what is called with each that was read to its end."""
@@ -41,3 +41,6 @@ class Here:
     @contextmanager
     def in_turn(self, paths: Sequence[Path]) -> Iterator[Callable[[Path], None]]:
         yield lambda path: None
+
+
+HERE = Here()

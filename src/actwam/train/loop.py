@@ -25,6 +25,7 @@ from actwam.train.datasets import open_datasets
 from actwam.train.distill import Teacher
 from actwam.train.memory import recipe_need
 from actwam.train.metrics import Tracker, open_metrics
+from actwam.train.mixtures import resolve
 from actwam.train.prepare import Progress, initial, mixture, require_recipe
 from actwam.train.state import TrainState, learning_rate
 from actwam.train.step import train_step
@@ -45,18 +46,21 @@ class Run:
     resume: bool = False
     progress: Progress = lambda what, done, total: None
     say: Callable[[str], None] = lambda text: None
-    """Told once per stage, before anything large is allocated, how much memory it needs."""
+    """Told once per stage, before anything large is allocated, how much memory it needs, and what of a mixture is not
+    there."""
 
 
 def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | None = None) -> Path:
-    """Train the stages of a recipe one after another, or `only` one; each starts from the stage before it.
+    """Train the stages of a recipe one after another, or `only` one; each starts from the stage before it. `data` are
+    folders, datasets of the Hub and mixtures, by the names that the recipe gives them (`train.mixtures.resolve`).
 
     Returns the folder of the last stage, which `Policy.load` opens. Raises ValueError on an unknown device, on
     data that does not fit the recipe, on a model that does not fit in memory, on a folder that already holds a
     run (unless `run.resume`), and on a loss that is not finite.
     """
     device = device_of(run.device)
-    datasets = open_datasets(recipe, data)
+    recipe, data = resolve(recipe, data, run.say)
+    datasets = open_datasets(recipe, data, run.cache)
     wanted = range(len(recipe.stages)) if only is None else [recipe.stage(only)]
     require_memory(recipe, [recipe.stages[i] for i in wanted], run)
     folders = [run.out / f"{i + 1}-{stage.name}" for i, stage in enumerate(recipe.stages)]

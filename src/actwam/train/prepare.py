@@ -208,13 +208,23 @@ def mixture(
 ) -> Mixture:
     """The batches of a stage, from cached latents; `device` encodes those that are not cached yet."""
     robots = [_robot_of(checkpoint.robots, datasets[source.dataset], source.mode) for source in stage.sources]
-    latents = {}
+    modes: dict[str, set[Mode]] = {}
     for source in stage.sources:
-        if source.dataset not in latents:
-            modes = {other.mode for other in stage.sources if other.dataset == source.dataset}
-            latents[source.dataset] = encode_dataset(
-                datasets[source.dataset], checkpoint, cache, progress, device, view=source.view, modes=modes
-            )
+        modes.setdefault(source.dataset, set()).add(source.mode)
+    total, before = sum(len(datasets[name].state) for name in modes), 0
+    latents: dict[str, Latents] = {}
+    for source in stage.sources:
+        if source.dataset in latents:
+            continue
+
+        def counted(what: str, done: int, rows: int, before: int = before) -> None:
+            progress("latents", before + done, total)
+
+        dataset = datasets[source.dataset]
+        latents[source.dataset] = encode_dataset(
+            dataset, checkpoint, cache, counted, device, view=source.view, modes=modes[source.dataset]
+        )
+        before += len(dataset.state)
     sources = [
         Source(
             datasets[source.dataset],
@@ -264,7 +274,7 @@ def encode_dataset(
         offsets=checkpoint.window.future_offsets,
         key=f"{checkpoint.codec.digest()} {view.layout} {dict(view.cameras)}",
         root=cache,
-        progress=lambda done, total: progress(f"latents of {dataset.folder.name}", done, total),
+        progress=lambda done, total: progress("latents", done, total),
     )
     checkpoint.codec.to(CPU)  # training needs the memory of the device for itself
     return latents

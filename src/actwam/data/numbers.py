@@ -1,0 +1,120 @@
+"""State and action of all rows of a dataset: read from its tables once, then mapped from plain arrays.
+
+Only one data file is in memory at a time while the arrays are written, and of the arrays what is looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from actwam.data.info import Info, read_json
+from actwam.data.partial import made_once
+from actwam.data.problem import Reporter, refuse
+from actwam.data.tables import EpisodeRow, Rows, Tables, data_files, examine_file
+
+ReadFile = Callable[[Tables, Info, Sequence[EpisodeRow], Reporter], Rows | None]
+FORMAT = 1
+"""Of the cache: another one is never read."""
+PARTS = ("state", "action", "confidence")
+SHEET = "rows.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """What N rows of E episodes hold beside pictures. `tasks` is the task of every episode; `hashes` are the SHA-256 of
+    the files under meta/ and data/ where they are known.
+    """
+
+    state: Float32[np.ndarray, "N S"]
+    action: Float32[np.ndarray, "N A"]
+    confidence: Float32[np.ndarray, "N"] | None
+    tasks: Sequence[int]
+    hashes: Mapping[str, str]
+
+
+def read_numbers(tables: Tables, info: Info, read_file: ReadFile, cache: Path | None) -> Numbers:
+    """The numbers of a dataset whose tables were planned, in memory, or from the folder `cache`, where they are written
+    when its files are seen for the first time: a file is another one when its size or its time has changed.
+
+    Raises ValueError on the first broken rule of the rows.
+    """
+    if cache is None:
+        parts, tasks = {name: list[np.ndarray]() for name in PARTS}, list[int]()
+        for rows in _each(tables, info, read_file, tasks):
+            for name in PARTS:
+                parts[name].append(getattr(rows, name))
+        return _numbers({name: np.concatenate(found) for name, found in parts.items()}, info, tasks, {})
+    files = _files(info.folder)
+    folder = cache / "rows" / _fingerprint(info.folder, files)
+    with made_once(folder) as partial:
+        if partial is not None:
+            _write(partial, tables, info, read_file, files)
+    return _mapped(folder, tables, info)
+
+
+def _each(tables: Tables, info: Info, read_file: ReadFile, tasks: list[int]) -> Iterator[Rows]:
+    """The rows of every data file, examined; `tasks` grows by the task of each episode."""
+    for file, members in data_files(tables):
+        rows = read_file(tables, info, members, refuse)
+        assert rows is not None  # `refuse` has raised otherwise
+        examine_file(file, members, rows, tables.tasks, refuse)
+        first = np.cumsum([0, *(episode.length for episode in members[:-1])])
+        tasks.extend(rows.task_index[first].tolist())
+        yield rows
+
+
+def _write(folder: Path, tables: Tables, info: Info, read_file: ReadFile, files: Sequence[Path]) -> None:
+    tasks: list[int] = []
+    opened = {name: (folder / name).open("wb") for name in PARTS}
+    try:
+        for rows in _each(tables, info, read_file, tasks):
+            for name, file in opened.items():
+                file.write(getattr(rows, name).tobytes())
+    finally:
+        for file in opened.values():
+            file.close()
+    hashes = {}
+    for path in files:
+        with path.open("rb") as content:
+            hashes[path.relative_to(info.folder).as_posix()] = hashlib.file_digest(content, "sha256").hexdigest()
+    (folder / SHEET).write_text(json.dumps({"tasks": tasks, "hashes": hashes}), encoding="utf-8")
+
+
+def _mapped(folder: Path, tables: Tables, info: Info) -> Numbers:
+    sheet = read_json(folder / SHEET)
+    widths = {"state": len(info.state_names), "action": len(info.action_names), "confidence": int(info.has_confidence)}
+    arrays: dict[str, np.ndarray] = {}
+    for name, width in widths.items():
+        shape, path = (info.total_frames, width), folder / name
+        if not path.is_file() or path.stat().st_size != 4 * shape[0] * shape[1]:
+            raise ValueError(f"{path}: missing or cut off; delete {folder} and run again")
+        arrays[name] = np.memmap(path, np.float32, "r", shape=shape) if width else np.empty(shape, np.float32)
+    if len(sheet.get("tasks", ())) != len(tables.episodes):
+        raise ValueError(f"{folder / SHEET}: is of another dataset; delete {folder} and run again")
+    return _numbers(arrays, info, sheet["tasks"], sheet["hashes"])
+
+
+def _numbers(arrays: Mapping[str, Any], info: Info, tasks: Sequence[int], hashes: Mapping[str, str]) -> Numbers:
+    confidence = arrays["confidence"][:, 0] if info.has_confidence else None
+    return Numbers(arrays["state"], arrays["action"], confidence, tasks, hashes)
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files that tables are read from."""
+    return sorted(path for part in ("meta", "data") for path in (folder / part).rglob("*") if path.is_file())
+
+
+def _fingerprint(folder: Path, files: Sequence[Path]) -> str:
+    digest = hashlib.sha256(f"{FORMAT} {folder.resolve()}".encode())
+    for path in files:
+        stat = path.stat()
+        digest.update(f"\0{path.relative_to(folder).as_posix()} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
