@@ -32,15 +32,15 @@ class Member:
     """One line of a mixture. `data` is a folder, `hub:ORG/NAME@REVISION`, `stream:...` (`hub`), or a pattern such as
     `oxe/*` for the datasets in a folder, which share the weight by their hours.
 
-    With `video` nothing but video is learned from it; only then may it have a `view`, slot to camera, and a rate of its
-    own. `licence`, `url` and `get` (how to get it) are for people.
+    With `video` nothing but video is learned from it; only then may it have a `view`, slot to camera (of several the
+    first that a dataset has), and a rate of its own. `licence`, `url` and `get` (how to get it) are for people.
     """
 
     name: str
     data: str
     weight: float
     video: bool = False
-    view: Mapping[str, str] | None = field(default=None, hash=False)
+    view: Mapping[str, tuple[str, ...]] | None = field(default=None, hash=False)
     fps: int | None = None
     licence: str = ""
     url: str = ""
@@ -88,21 +88,16 @@ def find(member: Member, beside: Path) -> tuple[Found, ...]:
     address = address_of(member.data)
     if address is not None:
         pinned = pin(address)
-        return (_found(member, f"{member.name}@{pinned.revision}", Path(str(pinned)), member.weight),)
+        return (_found(member, f"@{pinned.revision}", Path(str(pinned)), info_folder(pinned)),)
     place = beside / Path(member.data).expanduser()
     if "*" not in member.data:
-        return (_found(member, member.name, place, member.weight),) if place.is_dir() else ()
+        return (_found(member, "", place, place),) if place.is_dir() else ()
     root, pattern = _split(place)
     folders = sorted(folder for folder in root.glob(pattern) if (folder / "meta" / "info.json").is_file())
-    hours = {folder: _hours_of(read_info(folder)) for folder in folders}
+    hours = [_hours_of(read_info(folder)) for folder in folders]
     return tuple(
-        _found(
-            member,
-            f"{member.name}/{folder.relative_to(root).as_posix()}",
-            folder,
-            member.weight * hours[folder] / math.fsum(hours.values()),
-        )
-        for folder in folders
+        _found(member, f"/{folder.relative_to(root).as_posix()}", folder, folder, each / math.fsum(hours))
+        for folder, each in zip(folders, hours, strict=True)
     )
 
 
@@ -156,8 +151,14 @@ def is_mixture(place: Path) -> bool:
     return place.suffix.lower() in ENDINGS and not place.is_dir()
 
 
-def _found(member: Member, name: str, place: Path, weight: float) -> Found:
-    return Found(name, place, weight, member.video, member.view, member.fps)
+def _found(member: Member, which: str, place: Path, folder: Path, share: float = 1.0) -> Found:
+    """One dataset of a member, which has this share of its weight; its metadata are in `folder`."""
+    view = None
+    if member.view is not None:
+        several = any(len(cameras) > 1 for cameras in member.view.values())
+        known = {camera.name for camera in read_info(folder).cameras} if several else set[str]()
+        view = {slot: next((c for c in cameras if c in known), cameras[0]) for slot, cameras in member.view.items()}
+    return Found(f"{member.name}{which}", place, member.weight * share, member.video, view, member.fps)
 
 
 def _hours_of(info: Info) -> float:
@@ -181,8 +182,9 @@ def _member(path: Path, name: str, said: dict[str, Any]) -> Member:
     require_value(where, "mode", said.get("mode"), said.get("mode", "video") == "video", "video, or no such line")
     amount = type(weight) in (int, float) and 0 < weight < math.inf
     require_value(where, kind, weight, amount, "a number above 0")
-    slots = isinstance(view, dict) and _names([*view]) and _names([*view.values()])
-    require_value(where, "view", view, view is None or slots, "lines of slot: camera name, each once")
+    cameras = [[said] if isinstance(said, str) else said for said in view.values()] if isinstance(view, dict) else []
+    slots = bool(cameras) and _names([*view]) and all(isinstance(each, list) and _names(each) for each in cameras)
+    require_value(where, "view", view, view is None or slots, "lines of slot: camera name, or a list of such names")
     require_value(where, "fps", fps, fps is None or (type(fps) is int and fps > 0), "a whole number of at least 1")
     for key in TEXTS:
         require_value(where, key, said.get(key), isinstance(said.get(key, ""), str), "text, quoted if need be")
@@ -193,7 +195,8 @@ def _member(path: Path, name: str, said: dict[str, Any]) -> Member:
     except ValueError as error:
         raise ValueError(f"{where}: data: {error}") from error
     texts = {key: " ".join(said.get(key, "").split()) for key in TEXTS}
-    return Member(name=name, data=data, weight=float(weight), video="mode" in said, view=view, fps=fps, **texts)
+    chosen = None if view is None else dict(zip(view, map(tuple, cameras), strict=True))
+    return Member(name=name, data=data, weight=float(weight), video="mode" in said, view=chosen, fps=fps, **texts)
 
 
 def _plain(name: Any) -> bool:
