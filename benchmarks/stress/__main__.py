@@ -47,6 +47,7 @@ THEMES = {
     "throughput": Theme("seconds", 10),
     "soak": Theme("seconds", 1800),
     "faults": Theme("n", 100),
+    "mixture": Theme("n", 1000),
     "safety": Theme("sequences", 1_000_000, {"steps": 100}),
 }
 
