@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from actwam.data import v21, v30
+from actwam.data.digest import digest_of
 from actwam.data.embodiment import Embodiment
 from actwam.data.info import COPY_AGAIN, Camera, Info, read_info
 from actwam.data.numbers import read_numbers
@@ -27,9 +28,6 @@ from actwam.data.problem import Problem, Reporter, refuse, reported
 from actwam.data.shelf import HERE, Shelf
 from actwam.data.tables import Clip, Tables, examine_episodes, in_episode, locate_clips
 from actwam.data.video import iterate_frames, read_frames
-
-DIGEST_ENDS = 2**20
-"""Bytes at each end of a video file that enter the digest."""
 
 
 def read_tables(info: Info, report: Reporter) -> Tables | None:
@@ -121,8 +119,8 @@ class LeRobotDataset:
     """How far each action can be trusted, from 0 to 1, where actions were inferred from video; None where recorded."""
     shelf: Shelf = HERE
     """Has the video files."""
-    hashes: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of files under meta/ and data/, by their names in the folder, where the cache knows them."""
+    cache: Path | None = None
+    """What was found out about files that have not changed since."""
 
     @classmethod
     def open(
@@ -173,7 +171,7 @@ class LeRobotDataset:
             action=numbers.action,
             confidence=numbers.confidence,
             shelf=shelf,
-            hashes=numbers.hashes,
+            cache=cache,
         )
 
     def camera(self, name: str) -> Camera:
@@ -238,20 +236,15 @@ class LeRobotDataset:
     def digest(self) -> str:
         """SHA-256 of the dataset: what a cache of anything derived from it is keyed by.
 
-        Files under meta/ and data/ are read whole. Of a video the size and a MiB at each end are read: the
-        index of an mp4, which holds the size of every encoded frame, is at one of its ends, so another
-        recording or encoding shows, and a dataset of 100 GB is still opened in a second. A flipped bit in
-        the middle is for `check`. Where the shelf has a name for all that, as for a commit of the Hub, that is enough.
+        Files under meta/ and data/ are read whole, videos at their ends (`digest_of`), so that a dataset of 100 GB is
+        still opened in a second. A flipped bit in the middle is for `check`. Where the shelf has a name for all that,
+        as for a commit of the Hub, that is enough.
         """
         if self.shelf.identity is not None:
             return hashlib.sha256(self.shelf.identity.encode()).hexdigest()
         videos = {clip.path for episode in self.episodes for clip in episode.clips.values()}
         whole = {path for part in ("meta", "data") for path in (self.folder / part).rglob("*") if path.is_file()}
-        digest = hashlib.sha256()
-        for path in sorted(videos | whole):
-            known = self.hashes.get(path.relative_to(self.folder).as_posix()) if path in whole else None
-            add_to_digest(digest, self.folder, path, whole=path in whole, known=known)
-        return digest.hexdigest()
+        return digest_of(self.folder, whole, videos - whole, self.cache)
 
     def _episode(self, index: int) -> EpisodeInfo:
         if not 0 <= index < len(self.episodes):
@@ -269,24 +262,6 @@ class LeRobotDataset:
 
         with reported(blame):
             yield
-
-
-def add_to_digest(digest: Any, folder: Path, path: Path, *, whole: bool, known: str | None = None) -> None:
-    """The name of a file in `folder`, its size, and its bytes: all, whose SHA-256 may be known, or `DIGEST_ENDS` at
-    each end.
-    """
-    size = path.stat().st_size
-    digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
-    if known is not None:
-        digest.update(bytes.fromhex(known))
-        return
-    with path.open("rb") as file:
-        if whole:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-        else:
-            digest.update(file.read(DIGEST_ENDS))
-            file.seek(max(size - DIGEST_ENDS, 0))
-            digest.update(file.read(DIGEST_ENDS))
 
 
 def _pieces(length: int, most: int | None) -> Iterator[range]:

@@ -84,11 +84,12 @@ class HubShelf:
         if path.is_file() or not self.holds(path):
             return
         library = _library(self.address)
+        self._fetched.add(path)
+        library.utils.disable_progress_bars()  # many files, one after another: the run shows how far it is
         with _one_line(self.address):
             library.hf_hub_download(
                 self.address.repo, self._name(path), repo_type="dataset", revision=self.address.revision
             )
-        self._fetched.add(path)
 
     @contextmanager
     def in_turn(self, paths: Sequence[Path]) -> Iterator[Callable[[Path], None]]:

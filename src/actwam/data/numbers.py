@@ -5,7 +5,6 @@ Only one data file is in memory at a time while the arrays are written, and of t
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from actwam.data.digest import fingerprint
 from actwam.data.info import Info, read_json
 from actwam.data.partial import made_once
 from actwam.data.problem import Reporter, refuse
@@ -29,15 +29,12 @@ SHEET = "rows.json"
 
 @dataclass(frozen=True, eq=False)
 class Numbers:
-    """What N rows of E episodes hold beside pictures. `tasks` is the task of every episode; `hashes` are the SHA-256 of
-    the files under meta/ and data/ where they are known.
-    """
+    """What N rows of E episodes hold beside pictures. `tasks` is the task of every episode."""
 
     state: Float32[np.ndarray, "N S"]
     action: Float32[np.ndarray, "N A"]
     confidence: Float32[np.ndarray, "N"] | None
     tasks: Sequence[int]
-    hashes: Mapping[str, str]
 
 
 def read_numbers(tables: Tables, info: Info, read_file: ReadFile, cache: Path | None) -> Numbers:
@@ -51,12 +48,11 @@ def read_numbers(tables: Tables, info: Info, read_file: ReadFile, cache: Path | 
         for rows in _each(tables, info, read_file, tasks):
             for name in PARTS:
                 parts[name].append(getattr(rows, name))
-        return _numbers({name: np.concatenate(found) for name, found in parts.items()}, info, tasks, {})
-    files = _files(info.folder)
-    folder = cache / "rows" / _fingerprint(info.folder, files)
+        return _numbers({name: np.concatenate(found) for name, found in parts.items()}, info, tasks)
+    folder = cache / "rows" / fingerprint(info.folder, _files(info.folder), f"rows {FORMAT}")
     with made_once(folder) as partial:
         if partial is not None:
-            _write(partial, tables, info, read_file, files)
+            _write(partial, tables, info, read_file)
     return _mapped(folder, tables, info)
 
 
@@ -71,7 +67,7 @@ def _each(tables: Tables, info: Info, read_file: ReadFile, tasks: list[int]) -> 
         yield rows
 
 
-def _write(folder: Path, tables: Tables, info: Info, read_file: ReadFile, files: Sequence[Path]) -> None:
+def _write(folder: Path, tables: Tables, info: Info, read_file: ReadFile) -> None:
     tasks: list[int] = []
     opened = {name: (folder / name).open("wb") for name in PARTS}
     try:
@@ -81,11 +77,7 @@ def _write(folder: Path, tables: Tables, info: Info, read_file: ReadFile, files:
     finally:
         for file in opened.values():
             file.close()
-    hashes = {}
-    for path in files:
-        with path.open("rb") as content:
-            hashes[path.relative_to(info.folder).as_posix()] = hashlib.file_digest(content, "sha256").hexdigest()
-    (folder / SHEET).write_text(json.dumps({"tasks": tasks, "hashes": hashes}), encoding="utf-8")
+    (folder / SHEET).write_text(json.dumps({"tasks": tasks}), encoding="utf-8")
 
 
 def _mapped(folder: Path, tables: Tables, info: Info) -> Numbers:
@@ -99,22 +91,14 @@ def _mapped(folder: Path, tables: Tables, info: Info) -> Numbers:
         arrays[name] = np.memmap(path, np.float32, "r", shape=shape) if width else np.empty(shape, np.float32)
     if len(sheet.get("tasks", ())) != len(tables.episodes):
         raise ValueError(f"{folder / SHEET}: is of another dataset; delete {folder} and run again")
-    return _numbers(arrays, info, sheet["tasks"], sheet["hashes"])
+    return _numbers(arrays, info, sheet["tasks"])
 
 
-def _numbers(arrays: Mapping[str, Any], info: Info, tasks: Sequence[int], hashes: Mapping[str, str]) -> Numbers:
+def _numbers(arrays: Mapping[str, Any], info: Info, tasks: Sequence[int]) -> Numbers:
     confidence = arrays["confidence"][:, 0] if info.has_confidence else None
-    return Numbers(arrays["state"], arrays["action"], confidence, tasks, hashes)
+    return Numbers(arrays["state"], arrays["action"], confidence, tasks)
 
 
 def _files(folder: Path) -> list[Path]:
     """All files that tables are read from."""
     return sorted(path for part in ("meta", "data") for path in (folder / part).rglob("*") if path.is_file())
-
-
-def _fingerprint(folder: Path, files: Sequence[Path]) -> str:
-    digest = hashlib.sha256(f"{FORMAT} {folder.resolve()}".encode())
-    for path in files:
-        stat = path.stat()
-        digest.update(f"\0{path.relative_to(folder).as_posix()} {stat.st_size} {stat.st_mtime_ns}".encode())
-    return digest.hexdigest()

@@ -64,7 +64,7 @@ def _open(recipe: Recipe, sources: Sequence[SourceConfig], folder: Path, cache: 
         raise ValueError(f"{what}; mode {acting[0]} needs actions: use mode video")
     dataset: Footage
     if are_clips:
-        dataset = open_clips(folder, _rate(recipe, sources[0], ""))
+        dataset = open_clips(folder, _rate(recipe, sources[0], ""), cache)
     else:
         dataset = recorded = _lerobot(folder, sources[0].view, views, cache)
         if acting:

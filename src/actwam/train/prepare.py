@@ -98,7 +98,7 @@ def fit_codec(
     """A codec fitted on frames spread evenly over all datasets, the same ones every time."""
     total = sum(len(dataset.state) for dataset in datasets.values())
     every = -(-total // config.fit_frames)  # rounded up: at most `fit_frames`
-    pictures = []
+    pictures, done, episodes = [], 0, sum(len(dataset.episodes) for dataset in datasets.values())
     for name, dataset in datasets.items():
         view = views[name]
         for episode in dataset.episodes:
@@ -107,7 +107,8 @@ def fit_codec(
                 piece = rows[first : first + PIECE_FRAMES]
                 images = {camera: dataset.frames(camera, episode.index, piece) for camera in view.cameras.values()}
                 pictures.append(view.picture(images))
-            progress(f"codec: frames of {name}", episode.index + 1, len(dataset.episodes))
+            done += 1
+            progress("codec: frames", done, episodes)
     frames = torch.from_numpy(np.concatenate(pictures))
     return PatchPCACodec.fit(frames, patch=config.patch, channels=config.channels)
 
