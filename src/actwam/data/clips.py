@@ -114,7 +114,7 @@ class _Files:
 
     @cached_property
     def digest(self) -> str:
-        return digest_of(self.folder, (), self.paths, self.cache)
+        return digest_of(self.folder, self.paths, cache=self.cache)
 
     def where(self, episode: int) -> str:
         return str(self.paths[episode])

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
@@ -244,7 +244,7 @@ class LeRobotDataset:
             return hashlib.sha256(self.shelf.identity.encode()).hexdigest()
         videos = {clip.path for episode in self.episodes for clip in episode.clips.values()}
         whole = {path for part in ("meta", "data") for path in (self.folder / part).rglob("*") if path.is_file()}
-        return digest_of(self.folder, whole, videos - whole, self.cache)
+        return digest_of(self.folder, sorted(videos | whole), whole, self.cache)
 
     def _episode(self, index: int) -> EpisodeInfo:
         if not 0 <= index < len(self.episodes):

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 ENDS = 2**20
 """Bytes at each end of a video file that enter a digest."""
 
 
-def digest_of(folder: Path, whole: Collection[Path], videos: Collection[Path], cache: Path | None = None) -> str:
-    """SHA-256 of the names, sizes and bytes of files in `folder`: all bytes of some, of videos a MiB at each end.
+def digest_of(folder: Path, paths: Sequence[Path], whole: Collection[Path] = (), cache: Path | None = None) -> str:
+    """SHA-256 of the names, sizes and bytes of files in `folder`: all bytes of those that are to be read whole, a MiB at
+    each end of others, which are videos.
 
     The index of an mp4, which holds the size of every encoded frame, is at one of its ends, so another recording or
     encoding shows. With a folder for a `cache`, nothing is read when the files are those of another time.
     """
-    paths = sorted({*whole, *videos})
     if cache is None:
-        return _digest(folder, paths, set(whole))
+        return _digest(folder, paths, whole)
     known = cache / "digests" / fingerprint(folder, paths)
     if not known.is_file():
         known.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(known, _digest(folder, paths, set(whole)))
+        write_whole(known, _digest(folder, paths, whole))
     return known.read_text(encoding="ascii")
 
 
