@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
@@ -58,6 +61,23 @@ def test_it_is_the_dataset_that_was_published(hub: Hub, version: str, request: p
         assert np.array_equal(mine, theirs)
     assert len(hub.videos()) == len(set(hub.videos())) == 3
     assert all("cam_high" in path for path in hub.videos())
+
+
+def test_the_library_reads_its_own_environment(hub: Hub, v21: Path, tmp_path: Path) -> None:
+    """As on any machine: nothing is patched."""
+    commit = hub.publish(REPO, v21)
+    code = (
+        "from actwam.data.hub import address_of, open_shelf, pin\n"
+        f"shelf = open_shelf(pin(address_of('hub:{REPO}')))\n"
+        f"shelf.bring(shelf.folder / {v21_files.video_file('cam_high', 0)!r})\n"
+        "print(shelf.folder)"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    folder = Path(done.stdout.strip())
+    assert folder.name == commit
+    assert folder.is_relative_to(tmp_path / "home")
+    assert (folder / v21_files.video_file("cam_high", 0)).read_bytes()[4:8] == b"ftyp"
 
 
 def test_a_revision_is_a_commit_and_stays_it(hub: Hub, v21: Path, v30: Path) -> None:

@@ -12,8 +12,8 @@ ENDS = 2**20
 
 
 def digest_of(folder: Path, paths: Sequence[Path], whole: Collection[Path] = (), cache: Path | None = None) -> str:
-    """SHA-256 of the names, sizes and bytes of files in `folder`: all bytes of those that are to be read whole, a MiB at
-    each end of others, which are videos.
+    """SHA-256 of the names, sizes and bytes of files in `folder`: all bytes of those that are to be read whole, a MiB
+    at each end of others, which are videos.
 
     The index of an mp4, which holds the size of every encoded frame, is at one of its ends, so another recording or
     encoding shows. With a folder for a `cache`, nothing is read when the files are those of another time.

@@ -162,6 +162,7 @@ def _library(address: Address) -> Any:
     try:
         import huggingface_hub
         import huggingface_hub.errors
+        import huggingface_hub.utils
     except ImportError as error:
         raise ValueError(f'{address}: to fetch it from the Hub: pip install "actwam[hub]"') from error
     return huggingface_hub
