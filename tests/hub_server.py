@@ -121,4 +121,5 @@ def point(url: str, cache: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(constants, "ENDPOINT", url)
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
     patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
     patch.setenv("NO_PROXY", "127.0.0.1")

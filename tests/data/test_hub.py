@@ -72,7 +72,7 @@ def test_the_library_reads_its_own_environment(hub: Hub, v21: Path, tmp_path: Pa
         f"shelf.bring(shelf.folder / {v21_files.video_file('cam_high', 0)!r})\n"
         "print(shelf.folder)"
     )
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     folder = Path(done.stdout.strip())
     assert folder.name == commit

@@ -76,8 +76,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield server
 
 
-def found(name: str, weight: float, **more: Any) -> Found:
-    return Found(f"/{name}", Path(name), weight, **more)
+def found(name: str, weight: int, **more: Any) -> Found:
+    return Found(f"/{name}", Path(name), float(weight), **more)
 
 
 def test_every_source_becomes_one_for_each_dataset() -> None:

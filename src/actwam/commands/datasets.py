@@ -116,7 +116,7 @@ def mixture(file: Positional[Path], *, as_json: Json = False) -> int:
     if as_json:
         print_numbers({"members": rows}, as_json=True)
     else:
-        print_table(rows)
+        print_table([{key: row[key] for key in ("name", "found", "hours", "weight", "share")} for row in rows])
         for row in rows:
             if row["problem"]:
                 stderr.print(f"{row['name']}: {row['problem']}", markup=False, soft_wrap=True)

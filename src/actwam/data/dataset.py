@@ -26,7 +26,7 @@ from actwam.data.info import COPY_AGAIN, Camera, Info, read_info
 from actwam.data.numbers import read_numbers
 from actwam.data.problem import Problem, Reporter, refuse, reported
 from actwam.data.shelf import HERE, Shelf
-from actwam.data.tables import Clip, Tables, examine_episodes, in_episode, locate_clips
+from actwam.data.tables import Clip, Tables, in_episode, locate_clips
 from actwam.data.video import iterate_frames, read_frames
 
 
@@ -147,7 +147,6 @@ class LeRobotDataset:
         tables = version.plan(info, refuse)
         assert tables is not None  # `refuse` has raised otherwise
         assert tables.tasks is not None
-        examine_episodes(tables, info, refuse)
         numbers = read_numbers(tables, info, version.read_file, cache)
         clips = locate_clips(tables, info, refuse, shelf)
         return cls(

@@ -182,9 +182,10 @@ def _member(path: Path, name: str, said: dict[str, Any]) -> Member:
     require_value(where, "mode", said.get("mode"), said.get("mode", "video") == "video", "video, or no such line")
     amount = type(weight) in (int, float) and 0 < weight < math.inf
     require_value(where, kind, weight, amount, "a number above 0")
-    cameras = [[said] if isinstance(said, str) else said for said in view.values()] if isinstance(view, dict) else []
-    slots = bool(cameras) and _names([*view]) and all(isinstance(each, list) and _names(each) for each in cameras)
-    require_value(where, "view", view, view is None or slots, "lines of slot: camera name, or a list of such names")
+    slots = view if isinstance(view, dict) else {}
+    cameras = [[said] if isinstance(said, str) else said for said in slots.values()]
+    filled = bool(slots) and _names([*slots]) and all(isinstance(each, list) and _names(each) for each in cameras)
+    require_value(where, "view", view, view is None or filled, "lines of slot: camera name, or a list of such names")
     require_value(where, "fps", fps, fps is None or (type(fps) is int and fps > 0), "a whole number of at least 1")
     for key in TEXTS:
         require_value(where, key, said.get(key), isinstance(said.get(key, ""), str), "text, quoted if need be")
@@ -195,7 +196,7 @@ def _member(path: Path, name: str, said: dict[str, Any]) -> Member:
     except ValueError as error:
         raise ValueError(f"{where}: data: {error}") from error
     texts = {key: " ".join(said.get(key, "").split()) for key in TEXTS}
-    chosen = None if view is None else dict(zip(view, map(tuple, cameras), strict=True))
+    chosen = None if view is None else dict(zip(slots, map(tuple, cameras), strict=True))
     return Member(name=name, data=data, weight=float(weight), video="mode" in said, view=chosen, fps=fps, **texts)
 
 

@@ -17,8 +17,8 @@ from jaxtyping import Float32
 from actwam.data.digest import fingerprint
 from actwam.data.info import Info, read_json
 from actwam.data.partial import made_once
-from actwam.data.problem import Reporter, refuse
-from actwam.data.tables import EpisodeRow, Rows, Tables, data_files, examine_file
+from actwam.data.problem import Problem, Reporter, refuse
+from actwam.data.tables import EpisodeRow, Rows, Tables, data_files, examine_episodes, examine_file
 
 ReadFile = Callable[[Tables, Info, Sequence[EpisodeRow], Reporter], Rows | None]
 FORMAT = 1
@@ -38,10 +38,11 @@ class Numbers:
 
 
 def read_numbers(tables: Tables, info: Info, read_file: ReadFile, cache: Path | None) -> Numbers:
-    """The numbers of a dataset whose tables were planned, in memory, or from the folder `cache`, where they are written
-    when its files are seen for the first time: a file is another one when its size or its time has changed.
+    """The numbers of a dataset whose tables were planned, which are examined too: in memory, or from the folder `cache`,
+    where they are written when its files are seen for the first time. A file is another one when its size or its time
+    has changed.
 
-    Raises ValueError on the first broken rule of the rows.
+    Raises ValueError on the first broken rule.
     """
     if cache is None:
         parts, tasks = {name: list[np.ndarray]() for name in PARTS}, list[int]()
@@ -57,14 +58,23 @@ def read_numbers(tables: Tables, info: Info, read_file: ReadFile, cache: Path | 
 
 
 def _each(tables: Tables, info: Info, read_file: ReadFile, tasks: list[int]) -> Iterator[Rows]:
-    """The rows of every data file, examined; `tasks` grows by the task of each episode."""
+    """The rows of every data file, examined; `tasks` grows by the task of each episode.
+
+    A file that cannot be read is what is said first, then a list of episodes that is broken, whose rows mean nothing.
+    """
+    broken: list[Problem] = []
+    examine_episodes(tables, info, broken.append)
     for file, members in data_files(tables):
         rows = read_file(tables, info, members, refuse)
         assert rows is not None  # `refuse` has raised otherwise
+        if broken:
+            continue
         examine_file(file, members, rows, tables.tasks, refuse)
         first = np.cumsum([0, *(episode.length for episode in members[:-1])])
         tasks.extend(rows.task_index[first].tolist())
         yield rows
+    for problem in broken:
+        refuse(problem)
 
 
 def _write(folder: Path, tables: Tables, info: Info, read_file: ReadFile) -> None:
