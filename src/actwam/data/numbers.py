@@ -38,9 +38,9 @@ class Numbers:
 
 
 def read_numbers(tables: Tables, info: Info, read_file: ReadFile, cache: Path | None) -> Numbers:
-    """The numbers of a dataset whose tables were planned, which are examined too: in memory, or from the folder `cache`,
-    where they are written when its files are seen for the first time. A file is another one when its size or its time
-    has changed.
+    """The numbers of a dataset whose tables were planned, which are examined too: in memory, or from the folder
+    `cache`, where they are written when its files are seen for the first time. A file is another one when its size or
+    its time has changed.
 
     Raises ValueError on the first broken rule.
     """
