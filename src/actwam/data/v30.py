@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from actwam.data.info import COPY_AGAIN, Info
 from actwam.data.parquet import floats, integers, read_parquet, read_rows
@@ -53,13 +52,11 @@ def read_tables(info: Info, report: Reporter) -> Tables | None:
 
 
 def _read_tasks(path: Path, max_rows: int) -> dict[int, str]:
-    table = read_parquet(path, ("task_index",), max(max_rows, 1_000_000))
-    names = pq.read_schema(path).names
     # pandas writes the index as a column of its name, or as __index_level_0__ when it has none.
-    column = next((name for name in ("task", "__index_level_0__") if name in names), None)
-    if column is None:
+    table = read_parquet(path, ("task_index",), max(max_rows, 1_000_000), either=("task", "__index_level_0__"))
+    if table.num_columns < 2:
         raise ValueError(Problem(file=path, what="no column of task sentences", fix=REWRITE))
-    sentences = read_parquet(path, (column,), max(max_rows, 1_000_000)).column(column)
+    sentences = table.column(1)
     if not (pa.types.is_string(sentences.type) or pa.types.is_large_string(sentences.type)):
         what = f"task sentences are {sentences.type}, expected text"
         raise ValueError(Problem(file=path, what=what, fix=REWRITE))
