@@ -7,7 +7,6 @@ one, with their own places and times; the rows are of a dataset without pictures
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -81,7 +80,7 @@ def _measured(what: str, root: Path) -> dict[str, Any]:
 
 
 def _datasets(root: Path) -> dict[str, Any]:
-    made = laptop()
+    made, transform = laptop(), _transform()
     stage = replace(made.stages[-1], sources=(SourceConfig(dataset="many", mode=Mode.POLICY),))
     recipe: Recipe = replace(made, robots=(ROBOT,), stages=(stage,))
     start = time.perf_counter()
@@ -90,7 +89,7 @@ def _datasets(root: Path) -> dict[str, Any]:
     weights = {source.dataset: source.weight for source in one.stages[0].sources}
     blank = np.broadcast_to(np.float16(0), (EPISODES * LENGTH, 1, 1, 1, 1))
     sources = [
-        Source(dataset, Latents(dataset.folder, blank), _transform(), recipe.window, Mode.POLICY, weights[name])
+        Source(dataset, Latents(dataset.folder, blank), transform, recipe.window, Mode.POLICY, weights[name])
         for name, dataset in datasets.items()
     ]
     batch = Mixture(sources, 64, 0).batch(7)
@@ -104,6 +103,7 @@ def _datasets(root: Path) -> dict[str, Any]:
 
 
 def _rows(root: Path) -> dict[str, Any]:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew at what is resident now
     before, start = _peak_mb(), time.perf_counter()
     dataset = LeRobotDataset.open(root / "rows", cache=root / "cache")
     drawn = np.random.default_rng(0).integers(len(dataset.state), size=256)
@@ -112,7 +112,9 @@ def _rows(root: Path) -> dict[str, Any]:
 
 
 def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The largest resident memory of this process so far."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def _transform() -> RobotTransform:
