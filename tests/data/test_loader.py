@@ -132,7 +132,7 @@ def plain_windows(dataset: LeRobotDataset, reach: int, trusted: np.ndarray | Non
 def test_windows_are_found_as_if_all_were_listed(dataset: LeRobotDataset, reach: int, share: float | None) -> None:
     random = np.random.default_rng(reach)
     trusted = None if share is None else random.random(30) < share
-    listed, windows = plain_windows(dataset, reach, trusted), Windows.of(dataset, reach, trusted)
+    listed, windows = plain_windows(dataset, reach, trusted), Windows.of(dataset, reach, trusted=trusted)
     assert len(windows) == len(listed)
     for drawn in (np.arange(len(listed)), random.permutation(len(listed))[:7], np.empty(0, int)):
         assert np.array_equal(np.stack(windows.find(drawn), axis=1), listed[drawn])
@@ -239,6 +239,18 @@ def test_actions_without_state_are_used_and_the_state_is_not_valid(dataset: LeRo
     assert not made.state.any()
     assert known.state_valid.all()
     assert known.state.shape == made.state.shape
+
+
+def test_episodes_that_are_too_short_are_left_out_if_asked(tmp_path: Path) -> None:
+    """Episodes of 3, 4 and 5 frames and chunks of 4 actions."""
+    mixed = LeRobotDataset.open(tiny.write_dataset(tmp_path / "mixed", tiny.robot(1), length=3))
+    made = dataclasses.replace(source(LeRobotDataset.open(tmp_path / "mixed"), Mode.VIDEO), leave_short=True)
+    policy = Source(mixed, numbered(mixed), made.transform, WINDOW, Mode.POLICY, leave_short=True)
+    assert (len(made), len(policy)) == (1 + 2 + 3, 4 + 5)
+    assert policy.batch(np.arange(9)).latents[:, 0, 0, 0, 0].tolist() == list(range(3, 12))
+    far = Window(action_horizon=6, future_offsets=(2,))
+    with pytest.raises(ValueError, match="mixed: no window has 6 frames: leave the dataset out"):
+        Source(mixed, numbered(mixed), made.transform, far, Mode.POLICY, leave_short=True)
 
 
 def test_video_needs_no_action_chunk(tmp_path: Path) -> None:

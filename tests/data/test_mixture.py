@@ -84,6 +84,7 @@ ONE = {"data": "one", "weight": 1}
         ({"one": {**ONE, "mode": "video", "view": "top"}}, "one: view is 'top', expected lines of slot: camera"),
         ({"one": {**ONE, "mode": "video", "view": {"head": []}}}, "one: view is .*, expected lines of slot"),
         ({"one": {**ONE, "mode": "video", "fps": 2.5}}, "one: fps is 2.5, expected a whole number"),
+        ({"one": {**ONE, "short": "drop"}}, "one: short is 'drop', expected error, or leave out"),
         ({"one": {**ONE, "view": {"head": "top"}}}, "one: a view or a rate of its own is for video alone; add mode"),
         ({"one": {**ONE, "url": 3}}, "one: url is 3, expected text"),
     ],

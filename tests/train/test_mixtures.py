@@ -157,6 +157,16 @@ def test_what_is_absent_is_said_once(root: Path) -> None:
     assert sources[3].view.cameras == {"whole": "image_0"}
 
 
+def test_short_episodes_are_left_out_and_counted(root: Path, tmp_path: Path) -> None:
+    tiny.write_dataset(tmp_path / "short", tiny.robot(0), length=3)
+    path, said = written(tmp_path / "m.yaml", one={"data": "short", "weight": 1, "short": "leave out"}), list[str]()
+    train(recipe(POLICY), {"general": path}, Run(out=tmp_path / "a", cache=tmp_path / "c", say=said.append))
+    assert said[-1] == "general/one: 1 of 3 episodes are too short and left out"
+    strict = written(tmp_path / "n.yaml", one={"data": "short", "weight": 1})
+    with pytest.raises(ValueError, match="short: episode 0 has 3 frames, fewer than the 4 of one window"):
+        train(recipe(POLICY), {"general": strict}, Run(out=tmp_path / "b", cache=tmp_path / "c"))
+
+
 def test_nothing_there_is_an_error(root: Path, tmp_path: Path) -> None:
     path = written(tmp_path / "none.yaml", one={"data": "nowhere", "weight": 1})
     with pytest.raises(ValueError, match=r"none\.yaml: none of its 1 members is there; `actwam mixture .*` lists them"):

@@ -81,11 +81,13 @@ class Windows:
     some: Int[np.ndarray, "W"] | None = None
 
     @classmethod
-    def of(cls, dataset: Footage, reach: int, trusted: Bool[np.ndarray, "N"] | None = None) -> Windows:
-        """One for each row that is followed by `reach` others of its episode, and of them those that are trusted."""
+    def of(cls, dataset: Footage, reach: int, least: int = 0, trusted: Bool[np.ndarray, "N"] | None = None) -> Windows:
+        """One for each row that is followed by `reach` others of its episode, if that has `least` rows, and of them
+        those that are trusted.
+        """
         first = np.array([episode.start for episode in dataset.episodes], np.int64)
         lengths = np.array([episode.length for episode in dataset.episodes], np.int64)
-        counts = np.maximum(lengths - reach, 0)
+        counts = np.where(lengths >= least, np.maximum(lengths - reach, 0), 0)
         windows = cls(first, first + lengths - 1, np.cumsum(counts))
         if trusted is None:
             return windows
@@ -117,7 +119,8 @@ class Source:
     widths of the model. The state of a dataset that has none is not valid.
 
     Raises ValueError when an episode is shorter than the action horizon (but for VIDEO) or too short for any future
-    frame, and when the future of the window does not fill the latent frames of the codec.
+    frame, unless such are left out (`leave_short`), and when the future of the window does not fill the latent frames
+    of the codec.
 
     Windows whose inferred actions are trusted less than `min_confidence` on average are left out. Raises ValueError
     when nothing is left then, and on recorded actions, which have no confidence.
@@ -131,6 +134,7 @@ class Source:
     weight: float = 1.0
     future: FutureTransform = FutureTransform()
     min_confidence: float = 0.0
+    leave_short: bool = False
     _windows: Windows = field(init=False)
 
     def __post_init__(self) -> None:
@@ -139,14 +143,17 @@ class Source:
         if self.mode is not Mode.POLICY and not self.window.future_offsets:
             raise ValueError(f"{self.dataset.folder}: {self.mode} samples need a window with future frames")
         stride = self.latents.time_stride
-        require_lengths(self.dataset, self.window, {self.mode}, stride)
+        least = frames_needed(self.window, {self.mode}, stride)
+        if not self.leave_short:
+            require_lengths(self.dataset, self.window, {self.mode}, stride)
         reach = 0 if self.mode is Mode.POLICY else self.window.pictures_needed(stride) - 1
         trusted = None
         if self.min_confidence:
             trusted = trusted_rows(self.dataset, self.window, self.min_confidence)
-        windows = Windows.of(self.dataset, reach, trusted)
+        windows = Windows.of(self.dataset, reach, least, trusted)
         if not len(windows):
-            raise ValueError(f"{self.dataset.folder}: no window has a confidence of {self.min_confidence:g}: lower it")
+            trust = f" and a confidence of {self.min_confidence:g}" if trusted is not None else ""
+            raise ValueError(f"{self.dataset.folder}: no window has {least} frames{trust}: leave the dataset out")
         object.__setattr__(self, "_windows", windows)
 
     def __len__(self) -> int:
@@ -242,12 +249,15 @@ def join(parts: Sequence[Batch]) -> Batch:
     )
 
 
+def frames_needed(window: Window, modes: Collection[Mode], time_stride: int = 1) -> int:
+    """What an episode must have: one latent frame of future and, where any of the modes knows actions, one chunk."""
+    actions = 0 if set(modes) <= {Mode.VIDEO} else window.action_horizon
+    return max(actions, window.pictures_needed(time_stride))
+
+
 def require_lengths(dataset: Footage, window: Window, modes: Collection[Mode], time_stride: int = 1) -> None:
-    """Raises ValueError when an episode cannot hold one latent frame of future and, where any of the modes knows
-    actions, one action chunk.
-    """
-    actions = 0 if set(modes) == {Mode.VIDEO} else window.action_horizon
-    needed = max(actions, window.pictures_needed(time_stride))
+    """Raises ValueError when an episode has fewer than `frames_needed`."""
+    needed = frames_needed(window, modes, time_stride)
     for episode in dataset.episodes:
         if episode.length < needed:
             raise ValueError(

@@ -23,7 +23,7 @@ from actwam.data.yamls import read_yaml, require_keys, require_value
 ENDINGS = (".yaml", ".yml")
 WEIGHTS = ("hours", "weight")
 TEXTS = ("licence", "url", "get")
-MEMBER = (*WEIGHTS, "mode", "view", "fps", *TEXTS)
+MEMBER = (*WEIGHTS, "mode", "view", "fps", "short", *TEXTS)
 """What a member may say beside where its data is."""
 
 
@@ -33,7 +33,8 @@ class Member:
     `oxe/*` for the datasets in a folder, which share the weight by their hours.
 
     With `video` nothing but video is learned from it; only then may it have a `view`, slot to camera (of several the
-    first that a dataset has), and a rate of its own. `licence`, `url` and `get` (how to get it) are for people.
+    first that a dataset has), and a rate of its own. With `leave_short` episodes that are too short for a window are
+    left out. `licence`, `url` and `get` (how to get it) are for people.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Member:
     video: bool = False
     view: Mapping[str, tuple[str, ...]] | None = field(default=None, hash=False)
     fps: int | None = None
+    leave_short: bool = False
     licence: str = ""
     url: str = ""
     get: str = ""
@@ -62,6 +64,7 @@ class Found:
     video: bool = False
     view: Mapping[str, str] | None = field(default=None, hash=False)
     fps: int | None = None
+    leave_short: bool = False
 
 
 def read_mixture(path: Path) -> tuple[Member, ...]:
@@ -158,7 +161,8 @@ def _found(member: Member, which: str, place: Path, folder: Path, share: float =
         several = any(len(cameras) > 1 for cameras in member.view.values())
         known = {camera.name for camera in read_info(folder).cameras} if several else set[str]()
         view = {slot: next((c for c in cameras if c in known), cameras[0]) for slot, cameras in member.view.items()}
-    return Found(f"{member.name}{which}", place, member.weight * share, member.video, view, member.fps)
+    weight = member.weight * share
+    return Found(f"{member.name}{which}", place, weight, member.video, view, member.fps, member.leave_short)
 
 
 def _hours_of(info: Info) -> float:
@@ -187,6 +191,8 @@ def _member(path: Path, name: str, said: dict[str, Any]) -> Member:
     filled = bool(slots) and _names([*slots]) and all(isinstance(each, list) and _names(each) for each in cameras)
     require_value(where, "view", view, view is None or filled, "lines of slot: camera name, or a list of such names")
     require_value(where, "fps", fps, fps is None or (type(fps) is int and fps > 0), "a whole number of at least 1")
+    short = said.get("short", "error")
+    require_value(where, "short", short, short in ("error", "leave out"), "error, or leave out")
     for key in TEXTS:
         require_value(where, key, said.get(key), isinstance(said.get(key, ""), str), "text, quoted if need be")
     if "mode" not in said and (view, fps) != (None, None):
@@ -197,7 +203,16 @@ def _member(path: Path, name: str, said: dict[str, Any]) -> Member:
         raise ValueError(f"{where}: data: {error}") from error
     texts = {key: " ".join(said.get(key, "").split()) for key in TEXTS}
     chosen = None if view is None else dict(zip(slots, map(tuple, cameras), strict=True))
-    return Member(name=name, data=data, weight=float(weight), video="mode" in said, view=chosen, fps=fps, **texts)
+    return Member(
+        name=name,
+        data=data,
+        weight=float(weight),
+        video="mode" in said,
+        view=chosen,
+        fps=fps,
+        leave_short=short == "leave out",
+        **texts,
+    )
 
 
 def _plain(name: Any) -> bool:

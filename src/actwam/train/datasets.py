@@ -13,9 +13,9 @@ from actwam.data.clips import at_rate, holds_clips, open_clips
 from actwam.data.dataset import Footage, LeRobotDataset, require_embodiment
 from actwam.data.hub import address_of, open_shelf
 from actwam.data.info import read_info
-from actwam.data.loader import require_lengths, trusted_rows
+from actwam.data.loader import Window, frames_needed, require_lengths, trusted_rows
 from actwam.data.transforms import View, whole_picture
-from actwam.train.config import Recipe, SourceConfig
+from actwam.train.config import Recipe, SourceConfig, StageConfig
 from actwam.types import Mode
 
 AT_ONCE = 8
@@ -74,11 +74,25 @@ def _open(recipe: Recipe, sources: Sequence[SourceConfig], folder: Path, cache: 
     view_of(dataset, sources[0].view, views)
     if dataset.robot_type in views:
         require_finite(dataset)  # its statistics may be taken, if nothing teaches actions
-    require_lengths(dataset, recipe.window, modes)
+    strict = {source.mode for source in sources if not source.leave_short}
+    if strict:
+        require_lengths(dataset, recipe.window, strict)
     for source in sources:
         if source.min_confidence:
             trusted_rows(dataset, recipe.window, source.min_confidence)
     return dataset
+
+
+def short_episodes(
+    stage: StageConfig, datasets: Mapping[str, Footage], window: Window, time_stride: int
+) -> Mapping[str, int]:
+    """How many episodes of a dataset a stage leaves out because they are too short for a window, where any is."""
+    found: dict[str, int] = {}
+    for source in (source for source in stage.sources if source.leave_short):
+        least = frames_needed(window, {source.mode}, time_stride)
+        short = sum(episode.length < least for episode in datasets[source.dataset].episodes)
+        found[source.dataset] = max(short, found.get(source.dataset, 0))
+    return {name: short for name, short in found.items() if short}
 
 
 def _lerobot(place: Path, given: View | None, robots: Mapping[str, View], cache: Path | None) -> LeRobotDataset:

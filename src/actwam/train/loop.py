@@ -21,7 +21,7 @@ from actwam.memory import device_of, require
 from actwam.model.files import read_safetensors
 from actwam.train.adapt import adapt, published
 from actwam.train.config import Precision, Recipe, StageConfig
-from actwam.train.datasets import open_datasets
+from actwam.train.datasets import open_datasets, short_episodes
 from actwam.train.distill import Teacher
 from actwam.train.memory import recipe_need
 from actwam.train.metrics import Tracker, open_metrics
@@ -47,7 +47,7 @@ class Run:
     progress: Progress = lambda what, done, total: None
     say: Callable[[str], None] = lambda text: None
     """Told once per stage, before anything large is allocated, how much memory it needs, and what of a mixture is not
-    there."""
+    there or too short."""
 
 
 def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | None = None) -> Path:
@@ -78,6 +78,8 @@ def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | Non
             require_stage(start, stage, done[-1])
         if done and step_of(done[-1]) == stage.steps:
             continue
+        for name, short in short_episodes(stage, datasets, start.window, start.codec.time_stride).items():
+            run.say(f"{name}: {short} of {len(datasets[name].episodes)} episodes are too short and left out")
         batches = mixture(stage, start, datasets, run.cache, run.progress, device)
         folders[i].mkdir(parents=True, exist_ok=True)
         with locked(folders[i]):

@@ -90,6 +90,7 @@ def _sources(recipe: Recipe, source: SourceConfig, many: Sequence[Found]) -> lis
             weight=source.weight * one.weight / total,
             view=_view(recipe, source.dataset, one) or source.view,
             fps=one.fps or source.fps,
+            leave_short=one.leave_short or source.leave_short,
         )
         for one in fitting
     ]

@@ -211,7 +211,7 @@ def mixture(
     robots = [_robot_of(checkpoint.robots, datasets[source.dataset], source.mode) for source in stage.sources]
     modes: dict[str, set[Mode]] = {}
     for source in stage.sources:
-        modes.setdefault(source.dataset, set()).add(source.mode)
+        modes.setdefault(source.dataset, set()).update(() if source.leave_short else (source.mode,))
     total, before = sum(len(datasets[name].state) for name in modes), 0
     latents: dict[str, Latents] = {}
     for source in stage.sources:
@@ -236,6 +236,7 @@ def mixture(
             source.weight,
             checkpoint.future,
             source.min_confidence,
+            source.leave_short,
         )
         for source, robot in zip(stage.sources, robots, strict=True)
     ]
@@ -253,14 +254,15 @@ def encode_dataset(
     modes: Collection[Mode] = (Mode.POLICY,),
 ) -> Latents:
     """The latents of a dataset, from `cache` or encoded once on `device`; keyed by dataset, codec, layout and cameras.
-    `view` is that of its source, `modes` what its samples are for.
+    `view` is that of its source, `modes` what its samples are for, where none may be too short.
 
     Raises ValueError, before anything is encoded, when an episode is too short for the window, or its instruction empty
     or too long.
     """
     stride = checkpoint.codec.time_stride
     view = view_of(dataset, view, {robot.embodiment.name: robot.view for robot in checkpoint.robots})
-    require_lengths(dataset, checkpoint.window, modes, stride)
+    if modes:
+        require_lengths(dataset, checkpoint.window, modes, stride)
     _embed_instructions(dataset, checkpoint.text)
 
     def encode(pictures: UInt8[np.ndarray, "B T H W 3"]) -> Float32[np.ndarray, "B Z F h w"]:
