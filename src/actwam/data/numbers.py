@@ -6,6 +6,7 @@ Only one data file is in memory at a time while the arrays are written, and of t
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def _each(tables: Tables, info: Info, read_file: ReadFile, tasks: list[int]) -> 
 
 def _write(folder: Path, tables: Tables, info: Info, read_file: ReadFile) -> None:
     tasks: list[int] = []
-    opened = {name: (folder / name).open("wb") for name in PARTS}
+    opened = {name: (folder / name).open("wb") for name, width in _widths(info).items() if width}
     try:
         for rows in _each(tables, info, read_file, tasks):
             for name, file in opened.items():
@@ -92,16 +93,19 @@ def _write(folder: Path, tables: Tables, info: Info, read_file: ReadFile) -> Non
 
 def _mapped(folder: Path, tables: Tables, info: Info) -> Numbers:
     sheet = read_json(folder / SHEET)
-    widths = {"state": len(info.state_names), "action": len(info.action_names), "confidence": int(info.has_confidence)}
     arrays: dict[str, np.ndarray] = {}
-    for name, width in widths.items():
+    for name, width in _widths(info).items():
         shape, path = (info.total_frames, width), folder / name
-        if not path.is_file() or path.stat().st_size != 4 * shape[0] * shape[1]:
+        if width and (not path.is_file() or path.stat().st_size != 4 * shape[0] * width):
             raise ValueError(f"{path}: missing or cut off; delete {folder} and run again")
         arrays[name] = np.memmap(path, np.float32, "r", shape=shape) if width else np.empty(shape, np.float32)
     if len(sheet.get("tasks", ())) != len(tables.episodes):
         raise ValueError(f"{folder / SHEET}: is of another dataset; delete {folder} and run again")
     return _numbers(arrays, info, sheet["tasks"])
+
+
+def _widths(info: Info) -> dict[str, int]:
+    return dict(zip(PARTS, (len(info.state_names), len(info.action_names), int(info.has_confidence)), strict=True))
 
 
 def _numbers(arrays: Mapping[str, Any], info: Info, tasks: Sequence[int]) -> Numbers:
@@ -111,4 +115,5 @@ def _numbers(arrays: Mapping[str, Any], info: Info, tasks: Sequence[int]) -> Num
 
 def _files(folder: Path) -> list[Path]:
     """All files that tables are read from."""
-    return sorted(path for part in ("meta", "data") for path in (folder / part).rglob("*") if path.is_file())
+    walked = (step for part in ("meta", "data") for step in os.walk(folder / part))
+    return [Path(place, name) for place, _, names in sorted(walked) for name in sorted(names)]
