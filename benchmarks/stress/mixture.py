@@ -83,7 +83,7 @@ def _datasets(root: Path) -> dict[str, Any]:
     made, transform = laptop(), _transform()
     stage = replace(made.stages[-1], sources=(SourceConfig(dataset="many", mode=Mode.POLICY),))
     recipe: Recipe = replace(made, robots=(ROBOT,), stages=(stage,))
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     one, places = resolve(recipe, {"many": root / "mixture.yaml"}, lambda text: None)
     datasets = open_datasets(one, places, root / "cache")
     weights = {source.dataset: source.weight for source in one.stages[0].sources}
@@ -97,6 +97,7 @@ def _datasets(root: Path) -> dict[str, Any]:
     return {
         "count": len(datasets),
         "seconds": seconds,
+        "processor_seconds": time.process_time() - used,
         "peak_mb": _peak_mb(),
         "batch": batch.action.double().sum().item(),
     }
