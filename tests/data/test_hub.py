@@ -127,6 +127,17 @@ def test_what_was_here_before_is_not_removed(hub: Hub, v21: Path, tmp_path: Path
     assert [path.name for path in (tmp_path / "cache").rglob("*.mp4")] == ["episode_000000.mp4"]
 
 
+def test_content_that_another_commit_brought_is_not_removed(hub: Hub, v21: Path, tmp_path: Path) -> None:
+    old, _ = hub.publish(REPO, v21), hub.publish(REPO, v21)
+    opened(f"hub:{REPO}@{old}").frames("cam_high", 0, np.array([0]))
+    (kept,) = (tmp_path / "cache").rglob("*.mp4")
+    os.utime(kept, (1e9, 1e9))
+    assert sum(1 for _ in opened(f"stream:{REPO}", "cam_high").videos("cam_high")) == 3
+    assert kept.is_file()
+    assert len(opened(f"hub:{REPO}@{old}").frames("cam_high", 0, np.array([0]))) == 1
+    assert len(hub.videos()) == 3
+
+
 def test_time_stamps_that_have_drifted_are_settled_by_the_file(
     hub: Hub, written: Path, tmp_path: Path, rewrite
 ) -> None:
