@@ -336,7 +336,7 @@ def test_a_policy_learns_from_both(
         strict = SourceConfig(dataset=name, mode=Mode.POLICY, min_confidence=least)
         with pytest.raises(ValueError, match=said):
             train(
-                tiny.recipe(tiny.stage(sources=(strict,))), data, Run(out=tmp_path / "other", cache=tmp_path / "other")
+                tiny.recipe(tiny.stage(sources=(strict,))), data, Run(out=tmp_path / "other", cache=tmp_path / "cache")
             )
     assert not (tmp_path / "other").exists()
 
@@ -355,13 +355,14 @@ def test_windows_below_the_confidence_are_left_out(
 
     for mode in (Mode.POLICY, Mode.INVERSE):
         expected = []
-        for start, last in zip(source(mode, 0.0)._starts, source(mode, 0.0)._lasts, strict=True):
+        every = source(mode, 0.0)
+        for start, last in zip(*every._windows.find(np.arange(len(every)))[:2], strict=True):
             rows = trust[start : min(start + tiny.HORIZON, last + 1)]
             if rows.astype(np.float64).mean() >= 0.75:
                 expected.append(start)
         found = source(mode, 0.75)
         assert 0 < len(expected) < len(source(mode, 0.0))
-        assert found._starts.tolist() == expected
+        assert found._windows.find(np.arange(len(found)))[0].tolist() == expected
         assert not found.batch(np.array([0])).state_valid.any()
     with pytest.raises(ValueError, match=r"no window has a confidence of 0\.95, the best has 0\.9"):
         source(Mode.POLICY, 0.95)

@@ -50,6 +50,7 @@ THEMES = {
     "start": Theme("n", 3),
     "kills": Theme("n", 200),
     "damage": Theme("n", 2000),
+    "mixture": Theme("n", 1000),
     "safety": Theme("sequences", 1_000_000, {"steps": 100}),
 }
 

@@ -1,4 +1,4 @@
-"""Commands about datasets: `collect`, `check`."""
+"""Commands about datasets: `collect`, `check`, `mixture`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from actwam.commands.options import Json, Scene
-from actwam.console import print_numbers, progress_bars, stderr
+from actwam.console import print_numbers, print_table, progress_bars, stderr
 
 
 def collect(
@@ -99,3 +99,25 @@ def check(
     }
     print_numbers(found.to_json() if as_json else counts, as_json=as_json)
     return 0 if found.ok else 1
+
+
+def mixture(file: Positional[Path], *, as_json: Json = False) -> int:
+    """List the members of a mixture: whether each is there, its share of what is drawn, and its hours.
+
+    Of datasets of the Hub their info.json is fetched. Exit code 1 when no member is there.
+
+    Args:
+        file: A YAML file, as `actwam train --data NAME FILE` takes it.
+        as_json: Print the list as JSON.
+    """
+    from actwam.data.mixture import overview
+
+    rows = overview(file)
+    if as_json:
+        print_numbers({"members": rows}, as_json=True)
+    else:
+        print_table([{key: row[key] for key in ("name", "found", "hours", "weight", "share")} for row in rows])
+        for row in rows:
+            if row["problem"]:
+                stderr.print(f"{row['name']}: {row['problem']}", markup=False, soft_wrap=True)
+    return 0 if any(row["found"] for row in rows) else 1
