@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from actwam.data.check import check
 from actwam.data.clips import at_rate, holds_clips, open_clips
 from actwam.data.dataset import Footage, LeRobotDataset, require_embodiment
 from actwam.data.loader import require_lengths, trusted_rows
+from actwam.data.problem import Problem, refuse
 from actwam.data.transforms import View, whole_picture
 from actwam.train.config import Recipe, SourceConfig
 from actwam.types import Mode
@@ -33,6 +35,29 @@ def open_datasets(recipe: Recipe, folders: Mapping[str, Path]) -> dict[str, Foot
     if missing:
         raise ValueError(f"recipe {recipe.name} needs datasets {', '.join(missing)}: give each as NAME FOLDER")
     return {name: _open(recipe, sources[name], folders[name]) for name in sorted(sources)}
+
+
+def require_sound(recipe: Recipe, datasets: Mapping[str, Footage], say: Callable[[str], None]) -> None:
+    """What tables and the ends of videos tell of the LeRobot datasets, before anything is computed: `say` is told the
+    first suspicion of each kind. Passed over is what is not learned from: the numbers of video alone, and dimensions
+    that never move, of which the normaliser judges.
+
+    Raises ValueError with the first error.
+    """
+    acting = {source.dataset for stage in recipe.stages for source in stage.sources if source.mode != Mode.VIDEO}
+    robots = {robot.name: robot for robot in recipe.robots}
+    for name, dataset in datasets.items():
+        if holds_clips(dataset.folder):
+            continue
+        report = check(dataset.folder, decode="none", robot=robots.get(dataset.robot_type))
+        found: dict[str, list[Problem]] = {}
+        for problem in report.problems:
+            if problem.kind != "range" and (name in acting or problem.of_files):
+                refuse(problem)
+                found.setdefault(problem.kind, []).append(problem)
+        for first, *more in found.values():
+            others = f" ({len(more)} more of this kind: actwam check {dataset.folder})" if more else ""
+            say(f"dataset {name}: {first}{others}")
 
 
 def _open(recipe: Recipe, sources: Sequence[SourceConfig], folder: Path) -> Footage:

@@ -21,7 +21,7 @@ from actwam.memory import device_of, require
 from actwam.model.files import read_safetensors
 from actwam.train.adapt import adapt, published
 from actwam.train.config import Precision, Recipe, StageConfig
-from actwam.train.datasets import open_datasets
+from actwam.train.datasets import open_datasets, require_sound
 from actwam.train.distill import Teacher
 from actwam.train.memory import recipe_need
 from actwam.train.metrics import Tracker, open_metrics
@@ -45,7 +45,8 @@ class Run:
     resume: bool = False
     progress: Progress = lambda what, done, total: None
     say: Callable[[str], None] = lambda text: None
-    """Told once per stage, before anything large is allocated, how much memory it needs."""
+    """Told what is suspicious in the data, and once per stage, before anything large is allocated, how much memory it
+    needs."""
 
 
 def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | None = None) -> Path:
@@ -57,6 +58,7 @@ def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | Non
     """
     device = device_of(run.device)
     datasets = open_datasets(recipe, data)
+    require_sound(recipe, datasets, run.say)
     wanted = range(len(recipe.stages)) if only is None else [recipe.stage(only)]
     require_memory(recipe, [recipe.stages[i] for i in wanted], run)
     folders = [run.out / f"{i + 1}-{stage.name}" for i, stage in enumerate(recipe.stages)]
