@@ -3,7 +3,7 @@
     python -m benchmarks.stress OUT.json [--only THEME ...] [--scale 1.0] [--seed 0] [--table TABLE.md]
 
 A theme that OUT holds already, with the same numbers, is not run again. `--scale` multiplies how often, or how long,
-each does what it does; below 1 the figures say less. It needs Linux, `pip install "actwam[serve]"`, about 90 minutes,
+each does what it does; below 1 the figures say less. It needs Linux, `pip install "actwam[dev]"`, about two hours,
 and a machine that does nothing else: every theme says under which load it ran.
 """
 
@@ -47,6 +47,7 @@ THEMES = {
     "throughput": Theme("seconds", 10),
     "soak": Theme("seconds", 1800),
     "faults": Theme("n", 100),
+    "dataset_faults": Theme("n", 10),
     "safety": Theme("sequences", 1_000_000, {"steps": 100}),
 }
 

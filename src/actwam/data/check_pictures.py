@@ -46,13 +46,13 @@ class Look:
     `SHORTEST_SECONDS`, first frame and the one behind the last, of black and of equal pictures.
     """
 
-    mean: Float[np.ndarray, "c c"]
+    mean: Float[np.ndarray, "r c"]
     frames: int
     black: tuple[tuple[int, int], ...]
     still: tuple[tuple[int, int], ...]
 
 
-def cells(picture: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "c c"]:
+def cells(picture: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "r c"]:
     """Mean of the green channel in a grid of cells, without what fills no cell at the lower and the right edge."""
     height, width = (max(1, side // CELLS) for side in picture.shape[:2])
     rows, columns = (side // cell for side, cell in zip(picture.shape[:2], (height, width), strict=True))
@@ -67,7 +67,7 @@ class Watch:
         self._shortest = max(2, round(SHORTEST_SECONDS * fps))
         self._sum: Any = 0.0
         self._frames = 0
-        self._first: Float[np.ndarray, "c c"] | None = None
+        self._first: Float[np.ndarray, "r c"] | None = None
         self._since = {"black": 0, "still": 0}
         self._found: dict[str, list[tuple[int, int]]] = {"black": [], "still": []}
 
@@ -176,7 +176,7 @@ def find_swapped(looks: Looks, info: Info) -> dict[int, dict[str, str]]:
     return found
 
 
-def _normalised(mean: Float[np.ndarray, "c c"]) -> Float[np.ndarray, "c c"]:
+def _normalised(mean: Float[np.ndarray, "r c"]) -> Float[np.ndarray, "r c"]:
     """Without its mean and of length 1, so that a product is a correlation; a blank picture is 0."""
     centred = mean - mean.mean()
     return centred / max(float(np.linalg.norm(centred)), 1e-6)
