@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from actwam.data.check_episodes import FEWEST, GRIPPER
-from actwam.data.check_rows import Parts, moves, pooled, usual_range
+from actwam.data.check_rows import Parts, usual_motion
 from actwam.data.info import Info
 from actwam.data.problem import Problem, Reporter
 from actwam.data.tables import Clip
@@ -29,7 +29,7 @@ STILL = 0.5
 SHORTEST_SECONDS = 0.5
 """A camera that drops some frames is not frozen."""
 MOVED = 0.2
-"""Share of a dimension's usual range by which the robot moves while pictures are called frozen."""
+"""Share of a dimension's usual motion in an episode that the robot makes while pictures are called frozen."""
 SWAPPED = 0.5
 """A swap is believed when it leaves less than this share of the difference to the other episodes."""
 LEAST_APART = 0.2
@@ -138,8 +138,8 @@ def _frozen(looks: Looks, parts: Parts, info: Info) -> Iterator[tuple[int, str, 
     arm = [i for i, name in enumerate(info.state_names) if not GRIPPER.search(name)]
     if not arm or not parts:
         return
-    low, high = (end[arm] for end in usual_range(pooled(parts, "state")))
-    width = np.where(moves(low, high), high - low, np.inf)
+    width = usual_motion(parts, "state")[arm]
+    width[width == 0] = np.inf
     states = {episode.index: rows.state[:, arm] for episode, _, rows in parts}
     for index, cameras in looks.items():
         for name, look in cameras.items():

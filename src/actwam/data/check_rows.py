@@ -29,7 +29,7 @@ OUTLIER_RANGES = 5.0
 OUTLIER_ROWS = 5
 """A stretch of more rows is a motion, not a glitch."""
 IDLE_RANGE = 0.01
-"""Share of the usual range within which a dimension that stands still may wander: sensors are not quiet."""
+"""Share of its usual motion within which a dimension that stands still may wander: sensors are not quiet."""
 IDLE_SECONDS = 1.0
 """A stretch without motion that is reported. Scripted demonstrations pause for 0.3 s, people before they begin for
 seconds; a policy learns from it to wait."""
@@ -58,6 +58,18 @@ def usual_range(values: Float[np.ndarray, "n D"]) -> tuple[Float[np.ndarray, "D"
         return middle, middle
     ends = np.partition(values, (tail, len(values) - 1 - tail), axis=0)
     return ends[tail], ends[len(values) - 1 - tail]
+
+
+def usual_motion(parts: Parts, field: str) -> Float[np.ndarray, "D"]:
+    """How far each dimension goes in the median episode, or, if that leaves it alone, in all of them together. A few
+    episodes with glitches or in another unit do not change it.
+    """
+    values = [getattr(rows, field).astype(np.float64) for _, _, rows in parts]
+    spans = np.array([np.ptp(each, axis=0) for each in values if np.isfinite(each).all()])
+    if not len(spans):
+        return np.zeros(values[0].shape[1])
+    median = np.median(spans, axis=0)
+    return np.where(moves(np.zeros_like(median), median), median, np.ptp(pooled(parts, field), axis=0))
 
 
 def moves(low: Float[np.ndarray, "D"], high: Float[np.ndarray, "D"]) -> Bool[np.ndarray, "D"]:
@@ -191,15 +203,13 @@ class Idle:
 
 
 def find_idle(parts: Parts, info: Info) -> Iterator[Idle]:
-    """Stretches of at least `IDLE_SECONDS` in which no dimension of state or action leaves `IDLE_RANGE` of its usual
-    range. Without a state nobody knows: an action that stays the same may be a velocity.
+    """Stretches of at least `IDLE_SECONDS` in which no dimension of state or action moves by `IDLE_RANGE` of what is
+    usual. Without a state nobody knows: an action that stays the same may be a velocity.
     """
     if not parts or not info.state_names:
         return
     fields = [field for _, _, field in features(info)]
-    every = np.concatenate([pooled(parts, field).std(0) for field in fields])
-    low, high = (np.concatenate(ends) for ends in zip(*(usual_range(pooled(parts, f)) for f in fields), strict=True))
-    width = np.where(moves(low, high), high - low, every)
+    width = np.concatenate([usual_motion(parts, field) for field in fields])
     window = int(np.ceil(IDLE_SECONDS * info.fps)) + 1
     for episode, file, rows in parts:
         values = np.concatenate([getattr(rows, field) for field in fields], axis=1).astype(np.float64)
