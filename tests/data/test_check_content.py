@@ -227,8 +227,10 @@ def test_evenly_timed_rows(time: np.ndarray, expected: bool) -> None:
 
 def test_cells_are_means() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8)
-    expected = [[picture[2 * i : 2 * i + 2, 3 * j : 3 * j + 3, 1].mean() for j in range(16)] for i in range(18)]
+    expected = [[picture[4 * i : 4 * i + 4, 4 * j : 4 * j + 4, 1].mean() for j in range(12)] for i in range(9)]
     assert np.allclose(cells(picture), expected)
+    assert cells(np.zeros((480, 640, 3), np.uint8)).shape == (16, 16)
+    assert cells(np.full((2, 2, 3), 7, np.uint8)).tolist() == [[7]]
 
 
 def test_a_watch_keeps_stretches_and_their_ends() -> None:

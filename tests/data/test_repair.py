@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import reaching
@@ -31,7 +32,7 @@ def edit(path: Path, column: str, row: int, value: object) -> None:
     values = table.column(column).to_pylist()
     values[row] = value
     field = table.schema.field(column)
-    pq.write_table(table.set_column(table.schema.names.index(column), field, [values]), path)
+    pq.write_table(table.set_column(table.schema.names.index(column), field, [pa.array(values, field.type)]), path)
 
 
 @pytest.mark.parametrize("name", FOUND)
@@ -60,7 +61,7 @@ def test_what_was_wrong_is_gone(tmp_path: Path, name: str) -> None:
     else:
         assert np.allclose(copy.state, good.state, atol=1e-6)
         assert np.allclose(copy.action, good.action)
-        assert np.array_equal(copy.video("head", 1)[:, 0, 0], good.video("head", 1)[:, 0, 0])
+        assert np.abs(copy.video("head", 1).astype(int) - good.video("head", 1)).mean() < 3
 
 
 def test_pictures_are_taken_over_as_they_are_encoded(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from actwam.data.embodiment import Embodiment
 from actwam.data.info import ACTION, STATE, Info
 from actwam.data.problem import Problem, Reporter
 
-GRIPPER = re.compile("grip|jaw|claw", re.IGNORECASE)
+_GRIPPER, _POSE = re.compile("grip|jaw|claw", re.IGNORECASE), re.compile(r"[_.](r?[xyz]|q?[xyzw]|roll|pitch|yaw)$")
 FEWEST = 4
 """Episodes that can be held against each other: one against three."""
 SETTLE_SECONDS = 0.25
@@ -102,10 +102,15 @@ def find_mirrored(parts: Parts, info: Info) -> Iterator[Mirrored]:
                     yield each
 
 
+def is_gripper(name: str) -> bool:
+    """Whether a dimension says how far a gripper is open, by its name; `gripper_x` says where it is."""
+    return _GRIPPER.search(name) is not None and _POSE.search(name) is None
+
+
 def _grippers(info: Info) -> list[tuple[int, int | None]]:
     """Gripper dimensions of the action, each with that of the state that has its name or its place among them."""
     told, felt = (
-        [i for i, name in enumerate(names) if GRIPPER.search(name)] for names in (info.action_names, info.state_names)
+        [i for i, name in enumerate(names) if is_gripper(name)] for names in (info.action_names, info.state_names)
     )
     named = {info.state_names[i]: i for i in felt}
     placed = felt if len(felt) == len(told) else [None] * len(told)

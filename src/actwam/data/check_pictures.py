@@ -1,7 +1,7 @@
 """Rules about what pictures show: black, frozen while the robot moves, seen by another camera than in other episodes.
 
-A picture is looked at as the mean grey of 16 x 16 cells: fine enough for an arm that moves, and coarse enough for the
-noise of sensors and codecs to vanish.
+A picture is looked at as the mean grey of about 16 x 16 cells: fine enough for an arm that moves, and coarse enough for
+the noise of sensors and codecs to vanish.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from actwam.data.check_episodes import FEWEST, GRIPPER
-from actwam.data.check_rows import Parts, usual_motion
+from actwam.data.check_episodes import FEWEST, is_gripper
+from actwam.data.check_rows import Parts, pooled, usual_range
 from actwam.data.info import Info
 from actwam.data.problem import Problem, Reporter
 from actwam.data.tables import Clip
 
-CELLS = 16
+CELLS, SMALLEST_CELL = 16, 4
+"""Along either side, and pixels."""
 BLACK = 16.0
 """Grey level from 0 to 255 that no cell of a black picture exceeds: sensor noise in the dark, or video black."""
-STILL = 0.5
+STILL = 1.0
 """Grey levels by which cells of one and the same picture may differ: what encoding it again does."""
 SHORTEST_SECONDS = 0.5
 """A camera that drops some frames is not frozen."""
 MOVED = 0.2
-"""Share of a dimension's usual motion in an episode that the robot makes while pictures are called frozen."""
+"""Share of a dimension's usual range that the robot moves while pictures are called frozen."""
+MUCH = 0.05
+"""Share of the widest range: a dimension that uses less is not seen to move, or is noise."""
 SWAPPED = 0.5
 """A swap is believed when it leaves less than this share of the difference to the other episodes."""
 LEAST_APART = 0.2
@@ -54,7 +57,7 @@ class Look:
 
 def cells(picture: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "r c"]:
     """Mean of the green channel in a grid of cells, without what fills no cell at the lower and the right edge."""
-    height, width = (max(1, side // CELLS) for side in picture.shape[:2])
+    height, width = (min(max(SMALLEST_CELL, side // CELLS), side) for side in picture.shape[:2])
     rows, columns = (side // cell for side, cell in zip(picture.shape[:2], (height, width), strict=True))
     grid = picture[: rows * height, : columns * width, 1].reshape(rows, height, columns, width)
     return grid.mean((1, 3), dtype=np.float32)
@@ -135,11 +138,11 @@ def check_frozen(
 
 def _frozen(looks: Looks, parts: Parts, info: Info) -> Iterator[tuple[int, str, int, int]]:
     """Episode, camera, first frame and the one behind the last. What a gripper does need not be seen."""
-    arm = [i for i, name in enumerate(info.state_names) if not GRIPPER.search(name)]
+    arm = [i for i, name in enumerate(info.state_names) if not is_gripper(name)]
     if not arm or not parts:
         return
-    width = usual_motion(parts, "state")[arm]
-    width[width == 0] = np.inf
+    low, high = (end[arm] for end in usual_range(pooled(parts, "state")))
+    width = np.where(high - low > MUCH * (high - low).max(), high - low, np.inf)
     states = {episode.index: rows.state[:, arm] for episode, _, rows in parts}
     for index, cameras in looks.items():
         for name, look in cameras.items():

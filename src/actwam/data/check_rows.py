@@ -172,7 +172,7 @@ def check_outliers(parts: Parts, info: Info, report: Reporter) -> None:
         far = np.where(moves(low, high), OUTLIER_RANGES * (high - low), np.inf)
         for episode, file, rows in parts:
             values = getattr(rows, field)
-            beyond = (values > high + far) | (values < low - far)
+            beyond = np.isfinite(values) & ((values > high + far) | (values < low - far))
             for i in np.flatnonzero(beyond.any(0)):
                 glitches = [(first, end) for first, end in runs(beyond[:, i]) if end - first <= OUTLIER_ROWS]
                 if glitches:

@@ -81,14 +81,14 @@ def _check_header(file: Footage, decode: Decode, place: Reporter) -> None:
     if decode != "none" or header.frames != file.frames:  # a header may count frames that are never shown
         index = index_video(file.path)
         header = Header(index.height, index.width, index.frames)
-    camera = file.camera
+    camera, frames = file.camera, header.frames or 0
     if (header.height, header.width) != (camera.height, camera.width):
         what = f"pictures are {header.height}x{header.width}, info.json says {camera.height}x{camera.width}"
         place(Problem(kind="video", file=file.path, what=what, fix=REWRITE))
-    if header.frames != file.frames:
+    if frames != file.frames:
         whose = "its episode has" if len(file.members) == 1 else f"its {len(file.members)} episodes have"
-        what = f"video has {header.frames} frames, {whose} {file.frames}"
-        first_lost = header.frames if header.frames < file.frames else None
+        what = f"video has {frames} frames, {whose} {file.frames}"
+        first_lost = frames if frames < file.frames else None
         fix = "copy the file again, or record again"
         place(Problem(kind="video", file=file.path, frame=first_lost, what=what, fix=fix))
 

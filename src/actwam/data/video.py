@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -162,12 +162,15 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read the beginning and the end of a file. Raises ValueError if it is missing or was cut off."""
+    """Read the beginning and the end of a file, all of it if it cannot be entered there. Raises ValueError if it is
+    missing or was cut off.
+    """
     if not path.is_file():
         raise ValueError(Problem(file=path, what="video file is missing", fix=_COPY_AGAIN))
     with opened(path) as (container, stream):
-        try:
+        with suppress(FFmpegError):
             container.seek(stream.duration or 0, stream=stream)
+        try:
             last = [packet for packet in container.demux(stream) if packet.size]
         except FFmpegError as error:
             what = f"video is damaged or truncated ({error.strerror})"
