@@ -138,7 +138,7 @@ def examined(
     check_duplicates(parts, _drawn_again(parts, looks), report)
     check_black(looks, clips, report)
     check_frozen(looks, clips, parts, info, report)
-    check_swapped(looks, clips, info, report)
+    check_swapped(looks, clips, parts, info, report)
     _check_stats(tables, info, report)
     frames = sum(len(rows.index) for rows in tables.rows.values())
     found = Report(folder, len(tables.episodes), frames, frames / info.fps, decoded, tuple(problems))

@@ -208,7 +208,7 @@ class _Mends:
             uneven={each.episode for each in found.report.problems if each.kind == "time" and each.episode is not None},
             mirrored=[each for each in find_mirrored(found.parts, info) if each.certain],
             scaled=[each for each in find_scaled(found.parts, info) if each.certain],
-            swapped=find_swapped(found.looks or {}, info),
+            swapped=find_swapped(found.looks or {}, found.parts, info),
             idle=list(find_idle(found.parts, info)),
         )
 
