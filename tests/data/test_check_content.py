@@ -227,7 +227,7 @@ def test_evenly_timed_rows(time: np.ndarray, expected: bool) -> None:
 
 def test_cells_are_means() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8)
-    expected = [[picture[4 * i : 4 * i + 4, 4 * j : 4 * j + 4, 1].mean() for j in range(12)] for i in range(9)]
+    expected = [[picture[8 * i : 8 * i + 8, 8 * j : 8 * j + 8, 1].mean() for j in range(6)] for i in range(4)]
     assert np.allclose(cells(picture), expected)
     assert cells(np.zeros((480, 640, 3), np.uint8)).shape == (16, 16)
     assert cells(np.full((2, 2, 3), 7, np.uint8)).tolist() == [[7]]

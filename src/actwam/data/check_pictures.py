@@ -21,11 +21,11 @@ from actwam.data.info import Info
 from actwam.data.problem import Problem, Reporter
 from actwam.data.tables import Clip
 
-CELLS, SMALLEST_CELL = 16, 4
+CELLS, SMALLEST_CELL = 16, 8
 """Along either side, and pixels."""
 BLACK = 16.0
 """Grey level from 0 to 255 that no cell of a black picture exceeds: sensor noise in the dark, or video black."""
-STILL = 2.0
+STILL = 3.0
 """Grey levels by which cells of one and the same picture may differ: what encoding it again does. Where the arm moves,
 our demonstrations differ by more than 4 within a tenth of a second."""
 SHORTEST_SECONDS = 0.5
