@@ -49,9 +49,13 @@ class Good:
     image_size: tuple[int, int]
     single: bool
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """Of the writer, in bytes: a file is closed at the first end of an episode past it."""
+        return {"data_file_bytes": 1, "video_file_bytes": 1} if self.single else {}
+
     def write(self, folder: Path) -> Path:
-        limits = {"data_file_bytes": 1, "video_file_bytes": 1} if self.single else {}
-        with DatasetWriter(folder, metaworld_embodiment(self.image_size), **limits) as writer:
+        with DatasetWriter(folder, metaworld_embodiment(self.image_size), **self.limits) as writer:
             for episode in self.episodes:
                 writer.add_episode(episode)
         return folder
@@ -181,20 +185,14 @@ def frame_count(good: Good, folder: Path, rng: np.random.Generator) -> Injected:
     index, frame, camera = _somewhere(good, rng)
     index = index if good.single else len(good.episodes) - 1
     frame = min(frame, len(good.episodes[index].state) - 5)
-    images = {
-        name: frames[:frame] if name == camera else frames for name, frames in good.episodes[index].images.items()
-    }
-    short = replace(good.episodes[index], images=images)
     good.write(folder)
     other = folder.with_name("shorter")
     robot = replace(metaworld_embodiment(good.image_size), cameras={camera: camera})
-    with DatasetWriter(other, robot, video_file_bytes=1 if good.single else 2**30) as writer:
-        for episode in [*good.episodes[:index], short, *good.episodes[index + 1 :]]:
-            length = len(episode.images[camera])
-            part = {camera: episode.images[camera]}
-            writer.add_episode(
-                replace(episode, images=part, state=episode.state[:length], action=episode.action[:length])
-            )
+    with DatasetWriter(other, robot, **good.limits) as writer:
+        for number, episode in enumerate(good.episodes):
+            rows = slice(0, frame if number == index else None)
+            images = {camera: episode.images[camera][rows]}
+            writer.add_episode(replace(episode, images=images, state=episode.state[rows], action=episode.action[rows]))
     os.replace(other / good.video(camera, index), folder / good.video(camera, index))
     return Injected("video", good.video(camera, index), index, frame, camera)
 

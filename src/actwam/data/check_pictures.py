@@ -26,7 +26,7 @@ CELLS, SMALLEST_CELL = 16, 8
 BLACK = 16.0
 """Grey level from 0 to 255 that no cell of a black picture exceeds: sensor noise in the dark, or video black."""
 STILL = 5.0
-"""Grey levels by which cells of one and the same picture may differ. x264, as the writer uses it, changes small pictures
+"""Grey levels by which cells of the same picture may differ. x264, as the writer uses it, changes small pictures
 by up to 3.6 while they stand still; within half a second of our demonstrations some cell changes by 50 or more."""
 SHORTEST_SECONDS = 0.5
 """A camera that drops some frames is not frozen."""
