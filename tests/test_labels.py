@@ -16,6 +16,7 @@ import tiny
 from actwam import cli, labels
 from actwam.checkpoint import checkpoints
 from actwam.commands.training import find_recipe
+from actwam.data import remux
 from actwam.data.check import check
 from actwam.data.dataset import LeRobotDataset
 from actwam.data.latents import Latents
@@ -264,7 +265,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_inferred(
 def test_videos_that_cannot_be_cut_are_encoded_again(
     folders: dict[str, Path], policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(labels, "copyable", lambda path, firsts: None)
+    monkeypatch.setattr(remux, "copyable", lambda path, firsts: None)
     video = open_("video", folders)
     report = label(policy, video, tmp_path / "out")
     made = LeRobotDataset.open(tmp_path / "out")

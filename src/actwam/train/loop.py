@@ -29,6 +29,7 @@ from actwam.train.mixtures import resolve
 from actwam.train.parallel import World, joined
 from actwam.train.prepare import Progress, initial, mixture, require_recipe
 from actwam.train.saving import LATEST, Saver, newest_whole, read_state
+from actwam.train.sound import require_sound
 from actwam.train.state import TrainState, learning_rate
 from actwam.train.step import NotFinite, train_step
 
@@ -83,6 +84,8 @@ def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | Non
         here = Here(run if world.first else replace(run, progress=_unseen, say=_unheard), world, device)
         recipe, data = resolve(recipe, data, here.run.say)
         datasets = open_datasets(recipe, data, run.cache)
+        if world.first:
+            require_sound(recipe, datasets, run.cache, run.say)
         wanted = range(len(recipe.stages)) if only is None else [recipe.stage(only)]
         require_memory(recipe, [recipe.stages[i] for i in wanted], here)
         folders = [run.out / f"{i + 1}-{stage.name}" for i, stage in enumerate(recipe.stages)]
