@@ -23,8 +23,9 @@ from actwam.data.tables import Clip
 
 CELLS, SMALLEST_CELL = 16, 8
 """Along either side, and pixels."""
-BLACK = 16.0
-"""Grey level from 0 to 255 that no cell of a black picture exceeds: sensor noise in the dark, or video black."""
+BLACK = 8.0
+"""Grey level from 0 to 255 that no cell of a black picture exceeds: what a sensor tells behind a closed lid, or video
+black. A scene in the dark is brighter."""
 STILL = 5.0
 """Grey levels by which cells of the same picture may differ. x264, as the writer uses it, changes small pictures
 by up to 3.6 while they stand still; within half a second of our demonstrations some cell changes by 50 or more."""
