@@ -18,7 +18,7 @@ from actwam.data.transforms import View, whole_picture
 from actwam.train.config import Recipe, SourceConfig, StageConfig
 from actwam.types import Mode
 
-AT_ONCE = 8
+AT_ONCE = 4
 """Datasets that are opened together."""
 FILES_OF_EACH, FILES_BESIDE = 4, 512
 """Arrays of a dataset that are mapped (latents, state, action, confidence), and what else a process has open."""
