@@ -85,15 +85,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", WAYS)
 def test_many_compute_what_one_does(folder: Path, name: str) -> None:
+    close = 2e-3 if "compiled" in name else 1e-5  # other kernels round otherwise, also in one process
     alone, found = (read_metrics(next((folder / each).glob("1-*/metrics.jsonl"))) for each in (WAYS[name], name))
     assert [row["step"] for row in found] == list(range(STEPS))
     for a, b in zip(alone, found, strict=True):
         for what in ("loss", "loss_action", "loss_future", "grad_norm", "learning_rate"):
             assert (what in a) == (what in b)
-            assert b.get(what, 0) == pytest.approx(a.get(what, 0), rel=1e-5), (what, a["step"])
+            assert b.get(what, 0) == pytest.approx(a.get(what, 0), rel=close), (what, a["step"])
     weights, others = (load(folder / each).model.state_dict() for each in (WAYS[name], name))
     for parameter, value in weights.items():
-        assert torch.allclose(others[parameter], value, atol=1e-5), parameter
+        assert torch.allclose(others[parameter], value, atol=close), parameter
 
 
 def test_the_batches_are_not_all_alike(folder: Path) -> None:
