@@ -158,6 +158,20 @@ def test_good_demonstrations_have_no_problem(tmp_path: Path) -> None:
     assert check(tmp_path / "d", decode="none") == replace(report, decoded=0)
 
 
+def test_a_gripper_that_waits_although_it_is_told_to_close_is_not_mirrored(tmp_path: Path) -> None:
+    """Its episode closes from the start; before it listens, it stands still for longer than it then moves."""
+    closed = [
+        with_action(assign(slice(None), value, 3))(each)
+        for value, each in zip((1, -1) * 4, reaching.episodes(8), strict=True)
+    ]
+    for number, episode in enumerate(closed):
+        opening = 1 - 0.7 * np.clip(np.arange(100) / 10, 0, 1) if number % 2 == 0 else np.ones(100)
+        closed[number] = with_state(assign(slice(None), opening, 3))(episode)
+    closed[2] = waiting(0, 180)(closed[2])
+    report = check(reaching.write(tmp_path / "d", closed), decode="none")
+    assert [(problem.kind, problem.episode) for problem in report.problems] == [("idle", 2)]
+
+
 def test_a_camera_that_never_sees_the_robot_is_named_once(tmp_path: Path) -> None:
     episodes = [
         with_pictures("left", lambda frames: frames.__setitem__(slice(None), frames[0]))(e) for e in reaching.episodes()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from actwam.data.check_rows import Parts, features, moves, pooled, usual_range
+from actwam.data.check_rows import Parts, features, find_idle, moves, pooled, usual_range
 from actwam.data.embodiment import Embodiment
 from actwam.data.info import ACTION, STATE, Info
 from actwam.data.problem import Problem, Reporter
@@ -118,18 +118,24 @@ def _grippers(info: Info) -> list[tuple[int, int | None]]:
 
 
 def _contrary(parts: Parts, info: Info, told: int, felt: int) -> Iterator[Mirrored]:
-    """By episode and half of the action's range: where the gripper is when it has been told that for a while."""
+    """By episode and half of the action's range: where the gripper is when it has been told that for a while. Where
+    nothing moves, the robot may not have listened.
+    """
     (a_low, a_high), (s_low, s_high) = (usual_range(pooled(parts, field)) for field in ("action", "state"))
     low, high, width = float(a_low[told]), float(a_high[told]), float(s_high[felt] - s_low[felt])
     if not moves(a_low, a_high)[told] or not moves(s_low, s_high)[felt]:
         return
     lag = max(1, round(SETTLE_SECONDS * info.fps))
+    awake = {episode.index: np.ones(len(rows.index), bool) for episode, _, rows in parts}
+    for idle in find_idle(parts, info):
+        awake[idle.episode.index][idle.first : idle.end] = False
     places: list[dict[int, float]] = []
-    for _, _, rows in parts:
+    for episode, _, rows in parts:
         side = np.rint(np.clip(2 * (rows.action[:, told] - low) / (high - low) - 1, -1, 1)).astype(int)
         steps = np.arange(len(side))
         changed = np.concatenate(([False], side[1:] != side[:-1]))
         held = steps - np.maximum.accumulate(np.where(changed, steps, 0)) >= lag
+        held &= awake[episode.index]
         chosen = {n: rows.state[held & (side == n), felt] for n in (-1, 1)}
         places.append({n: float(np.median(values)) for n, values in chosen.items() if len(values) >= FEWEST_ROWS})
     usual = {n: [place[n] for place in places if n in place] for n in (-1, 1)}
