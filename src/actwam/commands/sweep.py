@@ -36,8 +36,8 @@ def sweep(
 ) -> int:
     """Search the settings of a recipe's last stage: short trials, losers stopped early, winners trained long.
 
-    The first trial has the recipe's own settings. The same command goes on with a sweep that was interrupted; it may ask
-    for more trials, or promote more. It leaves sweep.md, sweep.json and sweep.png.
+    The first trial has the recipe's own settings. The same command goes on with a sweep that was interrupted; it may
+    ask for more trials, or promote more. It leaves sweep.md, sweep.json and sweep.png.
 
     Args:
         recipe: As for train.
@@ -48,9 +48,9 @@ def sweep(
         robots: As for train.
         options: As for train.
         stage: Sweep this stage; those before it are trained once, those behind it never.
-        space: What is searched, LOW:HIGH (evenly by the logarithm) or A,B,C for each number of the stage or of its loss.
-            If not given: learning_rate 1e-4:3e-3 batch_size 16,32,64, and action_weight from a fifth of the future_weight
-            to ten times.
+        space: What is searched, LOW:HIGH (evenly by the logarithm) or A,B,C for each number of the stage or its loss.
+            If not given: learning_rate 1e-4:3e-3 batch_size 16,32,64, and action_weight from a fifth of the
+            future_weight to ten times.
         trials: Short trials, those that are stopped among them.
         pilot_steps: Of each trial. After one and after two quarters of them the worse half is stopped.
         promote: Of so many of the best trials the settings are trained long, from the beginning.

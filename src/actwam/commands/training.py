@@ -55,7 +55,7 @@ def train(
         start: A checkpoint to start from, for recipes that take one: what `actwam import` wrote, or a training run.
         robots: YAML files of the robots, for recipes that take any.
         options: Other arguments of the recipe: --options align_steps 2000 general_steps 500
-        settings: Other numbers of the last stage, or of --stage, and of its loss: --set learning_rate 5e-4 batch_size 32
+        settings: Other numbers of the last stage, or of --stage, and of its loss: --set learning_rate 5e-4
         stage: Train this stage only, from the checkpoint of the stage before it.
         resume: Go on from the newest checkpoint.
         cache: Folder of cached latents; OUT/cache if not given.

@@ -26,13 +26,14 @@ def markdown(found: Mapping[str, Any]) -> str:
     """What was searched, what won and how sure that is, the promoted and all trials."""
     settings, winner = found["settings"], found["winner"]
     held = settings["held_out"]
+    space = ", ".join(f"{name} {text}" for name, text in settings["space"].items())
     values = ", ".join(f"{name} {value:g}" for name, value in winner["settings"].items())
     return (
         "\n\n".join(
             [
-                f"**{found['recipe']}, stage {found['stage']}**: {len(found['trials'])} trials of {settings['pilot_steps']} "
-                f"steps over {', '.join(f'{name} {text}' for name, text in settings['space'].items())}; "
-                f"{len(found['promoted'])} promoted to {settings['long_steps']} steps. {found['rule']}",
+                f"**{found['recipe']}, stage {found['stage']}**: {len(found['trials'])} trials of "
+                f"{settings['pilot_steps']} steps over {space}; {len(found['promoted'])} promoted to "
+                f"{settings['long_steps']} steps. {found['rule']}",
                 f"The winner is trial {winner['trial']}: {values}. {found['sure']}",
                 f"    {winner['command']}",
                 _promoted(found["promoted"]),
@@ -107,17 +108,18 @@ def write_figure(found: Mapping[str, Any], path: Path) -> None:
 
 
 def _figure(found: Mapping[str, Any]) -> Figure:
-    names = list(found["settings"]["space"])
+    names, most = list(found["settings"]["space"]), _most(found)
     figure = Figure(figsize=(WIDTH, 6.6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1.15, 1])
     short, long = above.subplots(1, 2, sharey=True)
     drawn = {one["trial"]: place for place, one in enumerate(found["promoted"][: len(COLOURS)])}
-    for one in sorted(found["trials"], key=lambda one: one["trial"] in drawn):
-        _curve(short, one, drawn)
-    for one in found["promoted"]:
-        _curve(long, one, drawn)
+    for one in _front_last(found["trials"], drawn):
+        _curve(short, one, drawn, most)
+    for one in _front_last(found["promoted"], drawn):
+        _curve(long, one, drawn, most)
         held, step = one["held_out"], found["settings"]["long_steps"]
-        long.vlines(step, held["low"], held["high"], color=_colour(one, drawn), linewidth=1.4, alpha=0.6)
+        beside = step * (1 + 0.02 * (1 + drawn.get(one["trial"], len(drawn))))
+        long.vlines(beside, held["low"], held["high"], color=_colour(one, drawn), linewidth=1.4, alpha=0.6)
     short.set_title(f"{len(found['trials'])} trials", loc="left", fontsize=11.5, fontweight="bold")
     long.set_title(f"{len(found['promoted'])} promoted", loc="left", fontsize=11.5, fontweight="bold")
     short.set_ylabel(ERROR)
@@ -129,13 +131,16 @@ def _figure(found: Mapping[str, Any]) -> Figure:
         axes.grid(axis="y")
     panels = below.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
-        _setting(axes, found, name, drawn)
+        _setting(axes, found, name, drawn, most)
     panels[0].set_ylabel("error at the last step")
     _logarithmic(panels[0], "y", (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7))
-    figure.legend(handles=_legend(found, drawn), loc="outside upper left", ncols=4, columnspacing=1.4)
+    figure.legend(
+        handles=_legend(found, drawn), loc="outside upper left", ncols=5, columnspacing=1.2, handletextpad=0.4
+    )
     said = (
         f"{found['recipe']}, stage {found['stage']}. Errors in standard deviations of the trained action. Bars: 95 % "
-        "over other held-out episodes and tasks, not over training again. Crosses: stopped early, measured at fewer steps."
+        "over other held-out episodes and tasks, not over training again. Crosses: stopped early, measured at fewer "
+        "steps. What lies above an axis is drawn at its upper end."
     )
     figure.supxlabel(fill(said, 118), x=0.012, ha="left", fontsize=9.5, color=SOFT)
     return figure
@@ -145,29 +150,42 @@ def _colour(one: Mapping[str, Any], drawn: Mapping[int, int]) -> str:
     return COLOURS[drawn[one["trial"]]] if one["trial"] in drawn else REST
 
 
-def _curve(axes: Axes, one: Mapping[str, Any], drawn: Mapping[int, int]) -> None:
+def _most(found: Mapping[str, Any]) -> float:
+    """The highest error that is shown as it is: half as much again as the worst of a trial that was not stopped."""
+    complete = [one for one in found["trials"] if one["ended"] == "complete"]
+    return 1.5 * max(error for one in complete for error in one["held_out_action_error"].values())
+
+
+def _front_last(trials: Sequence[Mapping[str, Any]], drawn: Mapping[int, int]) -> list[Mapping[str, Any]]:
+    """In the order in which they are drawn: the winner lies on all others."""
+    return sorted(trials, key=lambda one: -drawn.get(one["trial"], len(drawn)))
+
+
+def _curve(axes: Axes, one: Mapping[str, Any], drawn: Mapping[int, int], most: float) -> None:
     values = one["held_out_action_error"]
     if not values:
         return
     steps, colour = [int(step) for step in values], _colour(one, drawn)
-    axes.plot(steps, list(values.values()), color=colour, linewidth=2.0 if one["trial"] in drawn else 1.2)
-    _end(axes, one, steps[-1], drawn)
+    errors = [min(error, most) for error in values.values()]
+    axes.plot(steps, errors, color=colour, linewidth=2.0 if one["trial"] in drawn else 1.2)
+    _end(axes, one, steps[-1], drawn, most)
 
 
-def _end(axes: Axes, one: Mapping[str, Any], x: float, drawn: Mapping[int, int]) -> None:
+def _end(axes: Axes, one: Mapping[str, Any], x: float, drawn: Mapping[int, int], most: float) -> None:
     """A marker at the last error: a cross where a trial was stopped."""
     if not (values := one["held_out_action_error"]):
         return
+    error = min(list(values.values())[-1], most)
     marker = MARKERS[drawn[one["trial"]]] if one["trial"] in drawn else "o" if one["ended"] == "complete" else "x"
     size = 7 if one["trial"] in drawn else 5
-    axes.plot(x, list(values.values())[-1], marker=marker, markersize=size, color=_colour(one, drawn), linestyle="")
+    axes.plot(x, error, marker=marker, markersize=size, color=_colour(one, drawn), linestyle="", clip_on=False)
 
 
-def _setting(axes: Axes, found: Mapping[str, Any], name: str, drawn: Mapping[int, int]) -> None:
+def _setting(axes: Axes, found: Mapping[str, Any], name: str, drawn: Mapping[int, int], most: float) -> None:
     """The last error of each trial over one of its settings, and the recipe's own value as a line."""
     axes.axvline(found["own"][name], color=INK, linewidth=0.8, linestyle=(0, (4, 4)), alpha=0.5)
-    for one in sorted(found["trials"], key=lambda one: one["trial"] in drawn):
-        _end(axes, one, one["settings"][name], drawn)
+    for one in _front_last(found["trials"], drawn):
+        _end(axes, one, one["settings"][name], drawn, most)
     text = found["settings"]["space"][name]
     if ":" in text:
         _logarithmic(axes, "x", (1, 3))
