@@ -1,7 +1,8 @@
-"""A tiny sweep: two stages, the second of which is swept over two learning rates, one of them absurd."""
+"""A tiny sweep: two stages, the second of which is swept over three learning rates, one of them absurd."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import tiny
 
+from actwam.commands.sweep import sweep
+from actwam.sweep import search
 from actwam.sweep.plan import Sweep
-from actwam.sweep.search import Done, run_sweep
 from actwam.train.config import Recipe, SourceConfig
 from actwam.types import Mode
 
@@ -20,23 +22,7 @@ ABSURD = 30.0
 def recipe() -> Recipe:
     video = (SourceConfig(dataset="squares", mode=Mode.VIDEO),)
     before = tiny.stage("look", sources=video, steps=2)
-    return tiny.recipe(before, tiny.stage(steps=24, batch_size=4, learning_rate=1e-2, ema_decay=0.5))
-
-
-def plan(folder: Path, **changes: Any) -> Sweep:
-    fields: dict[str, Any] = {
-        "recipe": recipe(),
-        "data": {"squares": folder / "squares"},
-        "held_out": folder / "heldout",
-        "out": folder / "sweep",
-        "cache": folder / "cache",
-        "space": {"learning_rate": f"1e-2,3e-3,{ABSURD:g}", "action_weight": "0.5:10"},
-        "trials": 5,
-        "pilot_steps": 8,
-        "promote": 2,
-        **changes,
-    }
-    return Sweep(**fields)
+    return tiny.recipe(before, tiny.stage(steps=12, batch_size=4, learning_rate=1e-2, ema_decay=0.5))
 
 
 def write_data(folder: Path) -> Path:
@@ -45,24 +31,56 @@ def write_data(folder: Path) -> Path:
     return folder
 
 
-def killed_after(folder: Path, out: str, calls: int) -> None:
-    """Run the sweep in this process, which ends without a word at the so-many-th report of progress."""
+def arguments(folder: Path, out: str, **changes: Any) -> dict[str, Any]:
+    """Of the command."""
+    return {
+        "recipe": "sweeps:recipe",
+        "data": {"squares": folder / "squares"},
+        "held_out": folder / "heldout",
+        "out": folder / out,
+        "cache": folder / "cache",
+        "space": {"learning_rate": f"1e-2,3e-3,{ABSURD:g}", "action_weight": "0.5:10"},
+        "trials": 4,
+        "pilot_steps": 8,
+        "promote": 2,
+        **changes,
+    }
+
+
+def plan(folder: Path, **changes: Any) -> Sweep:
+    fields = {**arguments(folder, "sweep"), "recipe": recipe(), **changes}
+    return Sweep(**fields)
+
+
+def table(folder: Path) -> dict[str, Any]:
+    """What a sweep found, without what differs from run to run."""
+    found: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
+    del found["provenance"]
+    for one in (*found["trials"], *found["promoted"]):
+        del one["seconds"]
+    return found
+
+
+def killed_after(calls: int, folder: Path, out: str) -> None:
+    """Run the sweep in this process, which ends without a word at the so-many-th report of a training step."""
     left = [calls]
+    usual = search.train
 
-    def progress(what: str, done: int, total: int) -> None:
-        left[0] -= 1
-        if not left[0]:
-            os._exit(9)
+    def train(recipe: Recipe, data: Any, run: Any, **more: Any) -> Path:
+        def progress(what: str, done: int, total: int) -> None:
+            if "train align" in what:
+                left[0] -= 1
+            if not left[0]:
+                os._exit(9)
 
-    run_sweep(plan(folder, out=folder / out, progress=progress))
+        return usual(recipe, data, search.replace(run, progress=progress), **more)
 
-
-def finish(sweep: Sweep) -> Done:
-    return run_sweep(sweep)
+    search.train = train
+    sweep(**arguments(folder, out))
 
 
 if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
-    killed_after(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    killed_after(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

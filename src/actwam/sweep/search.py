@@ -278,7 +278,7 @@ def _values(study: Study, trial: Trial) -> dict[int, float]:
     return study.get_trials(deepcopy=False)[trial.number].intermediate_values
 
 
-def _suggest(sweep: Sweep, study: Study, trial: Trial) -> dict[str, float]:
+def _suggest(sweep: Sweep, study: Study, trial: Trial) -> dict[str, int | float]:
     """The settings of a trial. Each hangs on the seed, the number of the trial, its name and earlier trials only: one
     that was killed in the middle gives the same.
     """

@@ -19,12 +19,12 @@ DIGITS = 3
 class Axis:
     """Of a setting: either `choices`, or all numbers from `low` to `high`, evenly by their logarithm."""
 
-    low: float
-    high: float
-    choices: tuple[float, ...] = ()
+    low: int | float
+    high: int | float
+    choices: tuple[int | float, ...] = ()
     whole: bool = False
 
-    def suggest(self, trial: Trial, name: str) -> float:
+    def suggest(self, trial: Trial, name: str) -> int | float:
         """What the sampler of the trial's study makes of it, and what it said before where it was asked already."""
         if self.choices:
             return float(trial.suggest_categorical(name, self.choices))
@@ -32,7 +32,7 @@ class Axis:
             return trial.suggest_int(name, int(self.low), int(self.high), log=True)
         return float(f"{trial.suggest_float(name, self.low, self.high, log=True):.{DIGITS}g}")
 
-    def __contains__(self, value: float) -> bool:
+    def __contains__(self, value: int | float) -> bool:
         return value in self.choices if self.choices else self.low <= value <= self.high
 
 
