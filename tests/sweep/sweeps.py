@@ -40,7 +40,7 @@ def arguments(folder: Path, out: str, **changes: Any) -> dict[str, Any]:
         "out": folder / out,
         "cache": folder / "cache",
         "space": {"learning_rate": f"1e-2,3e-3,{ABSURD:g}", "action_weight": "0.5:10"},
-        "trials": 4,
+        "trials": 3,
         "pilot_steps": 8,
         "promote": 2,
         **changes,

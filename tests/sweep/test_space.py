@@ -59,7 +59,7 @@ def test_a_space_is_read() -> None:
     space = read_space({"learning_rate": "1e-4:1e-2", "batch_size": "16,32", "action_weight": "2"}, tiny.stage())
     assert space == {
         "learning_rate": Axis(1e-4, 1e-2),
-        "batch_size": Axis(16, 32, (16, 32)),
+        "batch_size": Axis(16, 32, (16, 32), whole=True),
         "action_weight": Axis(2, 2, (2,)),
     }
     assert read_space({"batch_size": "4:64"}, tiny.stage())["batch_size"].whole
@@ -112,7 +112,7 @@ def test_the_better_half_goes_on_from_a_rung() -> None:
         ({"space": {"steps": "10,20"}}, "is the same for all trials of a round"),
         ({"space": {}}, "there is nothing to sweep"),
         ({"trials": 0}, "trials must be at least 1"),
-        ({"promote": 9}, "of 4 trials 9 cannot be promoted"),
+        ({"promote": 9}, "of 3 trials 9 cannot be promoted"),
         ({"pilot_steps": 3}, "pilot_steps must be from 4 to the 12 long ones, not 3"),
         ({"pilot_steps": 13}, "pilot_steps must be from 4 to the 12 long ones, not 13"),
         ({"stage": "lift"}, "recipe tiny has no stage 'lift'; it has look, align"),

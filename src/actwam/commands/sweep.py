@@ -55,7 +55,7 @@ def sweep(
         pilot_steps: Of each trial. After one and after two quarters of them the worse half is stopped.
         promote: Of so many of the best trials the settings are trained long, from the beginning.
         long_steps: Of each that is promoted; as many as the recipe has if not given.
-        closed_loop: MetaWorld tasks that the promoted play. The winner is then the one with the highest success rate.
+        closed_loop: MetaWorld tasks that the promoted play. Success then decides, as far as it can be told.
         episodes: Of each of these tasks.
         seed: Of the search. The training seed is that of the recipe.
         cache: Folder of cached latents; OUT/cache if not given.

@@ -118,7 +118,7 @@ def _figure(found: Mapping[str, Any]) -> Figure:
     for one in _front_last(found["promoted"], drawn):
         _curve(long, one, drawn, most)
         held, step = one["held_out"], found["settings"]["long_steps"]
-        beside = step * (1 + 0.02 * (1 + drawn.get(one["trial"], len(drawn))))
+        beside = step * (1 + 0.025 * (1 + drawn.get(one["trial"], len(drawn))))
         long.vlines(beside, held["low"], held["high"], color=_colour(one, drawn), linewidth=1.4, alpha=0.6)
     short.set_title(f"{len(found['trials'])} trials", loc="left", fontsize=11.5, fontweight="bold")
     long.set_title(f"{len(found['promoted'])} promoted", loc="left", fontsize=11.5, fontweight="bold")
@@ -127,6 +127,7 @@ def _figure(found: Mapping[str, Any]) -> Figure:
     for axes in (short, long):
         axes.set_xlabel("step")
         axes.set_xlim(left=0)
+        axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(axis="y")
     panels = below.subplots(1, len(names), sharey=True, squeeze=False)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from actwam.study.statistics import (
     paired_difference,
     paired_difference_values,
     resample,
+    tasks_of,
 )
 from actwam.sweep.plan import Sweep
 from actwam.sweep.search import Done
@@ -28,8 +29,8 @@ from actwam.train.settings import numbers
 RESAMPLES = 10_000
 BY_ERROR = "Of the promoted, the one with the lowest held-out action error after its last step."
 BY_SUCCESS = (
-    "Of the promoted, the one with the highest success rate after its last step; of equal ones that with the lowest "
-    "held-out action error."
+    "Of the promoted, the one with the highest success rate after its last step; of those that cannot be told from it, "
+    "the one with the lowest held-out action error."
 )
 
 
@@ -40,8 +41,8 @@ def summarise(sweep: Sweep, done: Done) -> dict[str, Any]:
     not of training again.
     """
     promoted = [_promoted(sweep, one, done.instructions) for one in done.promoted]
-    order = sorted(promoted, key=lambda one: (-_rate(one), one["held_out"]["action_error"], one["trial"]))
     by_number = {one.user_attrs["trial"]: one for one in done.promoted}
+    order = _ordered(promoted, by_number)
     best = by_number[order[0]["trial"]]
     for one in order[1:]:
         one["against_best"] = _against(by_number[one["trial"]], best, done.instructions)
@@ -98,12 +99,22 @@ def _promoted(sweep: Sweep, one: FrozenTrial, instructions: Mapping[int, str]) -
     return found
 
 
-def _rate(promoted: Mapping[str, Any]) -> float:
-    """The success rate, 0 where nothing was played or everything crashed."""
-    return (promoted["success"] and promoted["success"]["success"]["rate"]) or 0.0
+def _ordered(promoted: Sequence[dict[str, Any]], trials: Mapping[int, FrozenTrial]) -> list[dict[str, Any]]:
+    """The winner first. A success rate counts as lower than the highest one only where that is beyond chance."""
+    by_error = sorted(promoted, key=lambda one: (one["held_out"]["action_error"], one["trial"]))
+    if promoted[0]["success"] is None:
+        return by_error
+    episodes = {one["trial"]: _episodes(trials[one["trial"]]) for one in by_error}
+    highest = max(episodes.values(), key=lambda each: each.rate or 0.0)
+
+    def lower(one: Mapping[str, Any]) -> bool:
+        difference = _paired(episodes[one["trial"]], highest)
+        return difference is not None and difference.verdict is Verdict.WORSE
+
+    return sorted(by_error, key=lower)
 
 
-def _keyed(windows: list[list[float]], instructions: Mapping[int, str]) -> dict[Key, list[float]]:
+def _keyed(windows: Sequence[Sequence[int | float]], instructions: Mapping[int, str]) -> dict[Key, list[float]]:
     """The errors of an episode's windows."""
     found: defaultdict[Key, list[float]] = defaultdict(list)
     for episode, error in windows:
@@ -111,7 +122,7 @@ def _keyed(windows: list[list[float]], instructions: Mapping[int, str]) -> dict[
     return found
 
 
-def _interval(windows: list[list[float]], instructions: Mapping[int, str]) -> tuple[float, float]:
+def _interval(windows: Sequence[Sequence[int | float]], instructions: Mapping[int, str]) -> tuple[float, float]:
     """Of the mean over all windows, those of an episode drawn together."""
     errors = _keyed(windows, instructions)
     sums = {key: sum(several) for key, several in errors.items()}
@@ -137,8 +148,16 @@ def _against(one: FrozenTrial, best: FrozenTrial, instructions: Mapping[int, str
         return {key: -float(np.mean(own)) for key, own in _keyed(trial.user_attrs["windows"], instructions).items()}
 
     error = paired_difference_values(less_is_better(one), less_is_better(best), resamples=RESAMPLES)
-    success = paired_difference(_episodes(one), _episodes(best)) if "episodes" in one.user_attrs else None
+    success = _paired(_episodes(one), _episodes(best)) if "episodes" in one.user_attrs else None
     return {"action_error": _turned(error), "success": success and success.to_json()}
+
+
+def _paired(one: Episodes, other: Episodes) -> Difference | None:
+    """None where crashes left a task without episodes to compare."""
+    common = tasks_of({key: 1 for key in one.success if key in other.success})
+    if not common or common != tasks_of(one.success) | tasks_of(other.success):
+        return None
+    return paired_difference(one, other, resamples=RESAMPLES)
 
 
 def _turned(difference: Difference) -> dict[str, Any]:
@@ -147,17 +166,18 @@ def _turned(difference: Difference) -> dict[str, Any]:
     return {**found, "mean": -difference.mean, "low": -difference.high, "high": -difference.low}
 
 
-def _sure(order: list[dict[str, Any]]) -> str:
-    """Whether the first of the promoted is told from the second, in a sentence or two."""
-    again = "One training seed each: training again may change the order."
+def _sure(order: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the first of the promoted is told from the second, and what that leaves open."""
     if len(order) == 1:
         return "Only one trial was promoted, so nothing was compared after long training."
-    against = order[1]["against_best"]
-    verdicts = {"held-out error": against["action_error"]["verdict"]}
-    if against["success"]:
-        verdicts["success rate"] = against["success"]["verdict"]
-    told = [name for name, verdict in verdicts.items() if verdict != Verdict.INCONCLUSIVE]
-    first, second = order[0]["trial"], order[1]["trial"]
-    if told:
-        return f"Trials {first} and {second} differ in {' and '.join(told)} beyond chance. {again}"
-    return f"Trials {first} and {second} cannot be told apart by {' or '.join(verdicts)}. {again}"
+    error, success = (order[1]["against_best"][what] for what in ("action_error", "success"))
+    said = [f"its held-out error {_told(error, 'lower', 'higher')}"]
+    said += [f"its success rate {_told(success, 'higher', 'lower')}"] if success else []
+    return f"Against trial {order[1]['trial']}, the second, {', and '.join(said)} ({error['note']})."
+
+
+def _told(second: Mapping[str, Any], better: str, worse: str) -> str:
+    """What the verdict on the second says of the first."""
+    if second["verdict"] == Verdict.INCONCLUSIVE:
+        return "cannot be told apart"
+    return f"is {better if second['verdict'] == Verdict.WORSE else worse} beyond chance"

@@ -27,7 +27,8 @@ class Axis:
     def suggest(self, trial: Trial, name: str) -> int | float:
         """What the sampler of the trial's study makes of it, and what it said before where it was asked already."""
         if self.choices:
-            return float(trial.suggest_categorical(name, self.choices))
+            chosen: int | float = trial.suggest_categorical(name, self.choices)
+            return chosen
         if self.whole:
             return trial.suggest_int(name, int(self.low), int(self.high), log=True)
         return float(f"{trial.suggest_float(name, self.low, self.high, log=True):.{DIGITS}g}")
@@ -70,8 +71,10 @@ def _axis(name: str, text: str, stage: StageConfig) -> Axis:
         raise ValueError(f"--space {name}: {text!r} is neither LOW:HIGH nor A,B,C") from error
     for value in values:
         changed(stage, {name: value})
+    whole = isinstance(numbers(stage)[name], int)
     if ":" not in text:
-        return Axis(min(values), max(values), values)
+        choices = tuple(int(value) if whole else value for value in values)
+        return Axis(min(choices), max(choices), choices, whole)
     if len(values) != 2 or not 0 < values[0] < values[1]:
         raise ValueError(f"--space {name}: of {text!r} the low end must be above 0 and below the high one")
-    return Axis(*values, whole=isinstance(numbers(stage)[name], int))
+    return Axis(*values, whole=whole)
