@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ from together import Job, train_together
 
 from actwam.checkpoint import checkpoints, load, verify
 from actwam.draws import Draws
-from actwam.train.config import Recipe, SourceConfig
+from actwam.recipes.distill import few_steps
+from actwam.train.config import Lora, Recipe, SourceConfig
 from actwam.train.loop import Run
 from actwam.train.metrics import read_metrics
 from actwam.train.parallel import ALONE, World
@@ -21,7 +25,14 @@ from actwam.types import Mode
 
 MIXED = tuple(SourceConfig(dataset="squares", mode=mode) for mode in (Mode.VIDEO, Mode.POLICY, Mode.WORLD))
 STEPS = 20
-WAYS = ("one in parts", "one recomputed", "two", "two in parts", "two copies", "two recomputed", "changing")
+WAYS = {
+    **dict.fromkeys(("one in parts", "one recomputed", "two", "two in parts", "two copies", "two recomputed"), "one"),
+    "changing": "one",
+    "two with adapters": "one with adapters",
+    "two compiled": "one",
+    "two taught": "one taught",
+}
+"""Runs, and those of one process that they must agree with."""
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -30,17 +41,27 @@ def recipe(**changes: Any) -> Recipe:
     return tiny.recipe(tiny.stage(**given), model=tiny.config("two", embodiments=1))
 
 
+def taught(start: Path) -> Recipe:
+    """By what another run has learned."""
+    made = few_steps(start=start, steps=STEPS, batch_size=4, tune="full", datasets=("squares",))
+    return replace(made, stages=(replace(made.stages[0], log_every=1, precision="fp32"),))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs by name: of one process, of two in several ways, and one by two, then one, then two again."""
     root = tmp_path_factory.mktemp("together")
     data = {"squares": tiny.write_dataset(root / "squares", tiny.robot())}
 
-    def job(name: str, made: Recipe | None = None, *, run: dict[str, Any] | None = None, **rest: Any) -> Job:
-        return Job(made or recipe(), data, Run(out=root / name, cache=root / "cache", **(run or {})), **rest)
+    def job(name: str, made: Callable[[], Recipe] = recipe, *, run: dict[str, Any] | None = None, **rest: Any) -> Job:
+        return Job(made, data, Run(out=root / name, cache=root / "cache", **(run or {})), **rest)
 
-    recomputed = recipe(recompute_activations=True)
+    recomputed = partial(recipe, recompute_activations=True)
+    adapted = partial(recipe, lora=Lora(rank=2, alpha=4.0))
     job("one").do()
+    job("one with adapters", adapted).do()
+    learner = partial(taught, root / "one")
+    job("one taught", learner).do()
     job("one in parts", run={"micro_batch": 1}).do()
     job("one recomputed", recomputed).do()
     train_together(
@@ -48,10 +69,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         job("two in parts", run={"micro_batch": 1}),
         job("two copies", run={"shard": 1}),
         job("two recomputed", recomputed),
+        job("two with adapters", adapted),
+        job("two compiled", partial(recipe, compile=True)),
+        job("two taught", learner),
         job("changing", stop=7),
-        job("odd", recipe(batch_size=5), fails="a batch of 5 does not divide among 2 processes"),
+        job("odd", partial(recipe, batch_size=5), fails="a batch of 5 does not divide among 2 processes"),
         job("thirds", run={"shard": 3}, fails="2 processes do not divide into groups of 3"),
-        job("8 bits", recipe(optimizer="adamw8bit", ema_decay=None), fails="moments in 8 bits are not cut"),
+        job("8 bits", partial(recipe, optimizer="adamw8bit", ema_decay=None), fails="moments in 8 bits are not cut"),
         job("poisoned", poison=3, row=1, fails="at step 3 (seed 0); the weights are unchanged"),
     )
     job("changing", run={"resume": True}, stop=13).do()
@@ -61,13 +85,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", WAYS)
 def test_many_compute_what_one_does(folder: Path, name: str) -> None:
-    alone, found = (read_metrics(folder / each / "1-align" / "metrics.jsonl") for each in ("one", name))
+    alone, found = (read_metrics(next((folder / each).glob("1-*/metrics.jsonl"))) for each in (WAYS[name], name))
     assert [row["step"] for row in found] == list(range(STEPS))
     for a, b in zip(alone, found, strict=True):
         for what in ("loss", "loss_action", "loss_future", "grad_norm", "learning_rate"):
             assert (what in a) == (what in b)
             assert b.get(what, 0) == pytest.approx(a.get(what, 0), rel=1e-5), (what, a["step"])
-    weights, others = (load(folder / each).model.state_dict() for each in ("one", name))
+    weights, others = (load(folder / each).model.state_dict() for each in (WAYS[name], name))
     for parameter, value in weights.items():
         assert torch.allclose(others[parameter], value, atol=1e-5), parameter
 
@@ -88,7 +112,7 @@ def test_every_process_writes_what_it_holds_and_the_manifest_has_it_all(folder: 
 def test_what_is_not_finite_is_named_whoever_computes_it(folder: Path, tmp_path: Path) -> None:
     data = {"squares": folder / "squares"}
     run = Run(out=tmp_path, cache=folder / "cache")
-    Job(recipe(), data, run, poison=3, row=1, fails=f"of these samples: {folder / 'squares'}").do()
+    Job(recipe, data, run, poison=3, row=1, fails=f"of these samples: {folder / 'squares'}").do()
     assert not list((folder / "poisoned").rglob("step_*"))
 
 

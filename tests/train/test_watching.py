@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from test_adapt import batch
 
 from actwam import cli
 from actwam.checkpoint import checkpoints, load
@@ -91,7 +92,7 @@ def test_data_that_do_not_come_are_said(monkeypatch: pytest.MonkeyPatch) -> None
         gate.set()
         told.set()
 
-    tiny_batch: Any = "a batch"
+    tiny_batch = batch(2)
     source = Feed(Slow([], 2, 0), [range(2)], 3, 5, say)
     assert [part.rows for part in source.next()] == [range(2)]
     assert told.is_set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """A call of `train`. It is stopped in the middle of step `stop`; sample `row` of the batch of step `poison` is not
-    finite; `fails` is what it must say.
+    """A call of `train`, with the recipe that a function makes in the process itself. It is stopped in the middle of
+    step `stop`; sample `row` of the batch of step `poison` is not finite; `fails` is what it must say.
     """
 
-    recipe: Recipe
+    recipe: Callable[[], Recipe]
     data: dict[str, Path]
     run: Run
     stop: int | None = None
@@ -44,12 +44,12 @@ class Job:
             patch.setattr(loop.Mixture, "batch", self._poisoning(loop.Mixture.batch))
             if self.fails:
                 with pytest.raises(ValueError, match=re.escape(self.fails)):
-                    train(self.recipe, self.data, self.run)
+                    train(self.recipe(), self.data, self.run)
             elif self.stop is not None:
                 with pytest.raises(StoppedError):
-                    train(self.recipe, self.data, self.run)
+                    train(self.recipe(), self.data, self.run)
             else:
-                train(self.recipe, self.data, self.run)
+                train(self.recipe(), self.data, self.run)
 
     def _stopping(self, real: Any) -> Any:
         def step(*given: Any) -> Any:

@@ -30,6 +30,15 @@ from actwam.train.saving import LATEST, Saver, newest_whole, read_state
 from actwam.train.state import TrainState, learning_rate
 from actwam.train.step import NotFinite, train_step
 
+
+def _unseen(what: str, done: int, total: int) -> None:
+    """Shows no progress."""
+
+
+def _unheard(text: str) -> None:
+    """Says nothing."""
+
+
 Examine = Callable[[Path], Mapping[str, float]]
 """Numbers of a checkpoint, which are logged. The one with the highest `score` is kept, of equal ones the first."""
 
@@ -51,8 +60,8 @@ class Run:
     """Asked about checkpoints, by the first process while the others wait."""
     examine_every: int = 1
     """Of how many checkpoints one is examined; the last one always is."""
-    progress: Progress = lambda what, done, total: None
-    say: Callable[[str], None] = lambda text: None
+    progress: Progress = _unseen
+    say: Callable[[str], None] = _unheard
     """Told what a person should know: how much memory a stage needs, before anything large is allocated, and what looks
     wrong.
     """
@@ -69,7 +78,7 @@ def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | Non
     """
     with joined(run.device, run.shard) as (world, device):
         if not world.first:
-            run = replace(run, progress=lambda what, done, total: None, say=lambda text: None)
+            run = replace(run, progress=_unseen, say=_unheard)
         datasets = open_datasets(recipe, data)
         wanted = range(len(recipe.stages)) if only is None else [recipe.stage(only)]
         require_memory(recipe, [recipe.stages[i] for i in wanted], Here(run, world, device))
