@@ -118,7 +118,7 @@ def examiner(held_out: Path | None, tasks: tuple[str, ...], device: str) -> Exam
                 first_seed=SELECTION_SEED,
                 image_size=IMAGE_SIZE,
             )
-            found["success_rate"] = evaluate(played).success_rate or 0.0
+            found["success_rate"] = evaluate(played).overall.success_rate or 0.0
             scores.append(found["success_rate"])
         if dataset:
             found |= measure(policy, dataset).metrics()

@@ -19,6 +19,8 @@ from actwam.report.style import COLOURS, INK, MARKERS, SOFT, WIDTH, write_png
 REST = "#b3b7bd"
 """Of trials that were not promoted."""
 ERROR = "held-out action error"
+FINE, COARSE = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0), (1.0, 3.0)
+"""What a logarithmic axis marks of each power of ten."""
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
@@ -110,7 +112,7 @@ def write_figure(found: Mapping[str, Any], path: Path) -> None:
 def _figure(found: Mapping[str, Any]) -> Figure:
     names, most = list(found["settings"]["space"]), _most(found)
     figure = Figure(figsize=(WIDTH, 6.6), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.15, 1])[:, 0]
     short, long = above.subplots(1, 2, sharey=True)
     drawn = {one["trial"]: place for place, one in enumerate(found["promoted"][: len(COLOURS)])}
     for one in _front_last(found["trials"], drawn):
@@ -123,7 +125,7 @@ def _figure(found: Mapping[str, Any]) -> Figure:
     short.set_title(f"{len(found['trials'])} trials", loc="left", fontsize=11.5, fontweight="bold")
     long.set_title(f"{len(found['promoted'])} promoted", loc="left", fontsize=11.5, fontweight="bold")
     short.set_ylabel(ERROR)
-    _logarithmic(short, "y", (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7))
+    _logarithmic(short, "y", FINE)
     for axes in (short, long):
         axes.set_xlabel("step")
         axes.set_xlim(left=0)
@@ -134,7 +136,7 @@ def _figure(found: Mapping[str, Any]) -> Figure:
     for axes, name in zip(panels, names, strict=True):
         _setting(axes, found, name, drawn, most)
     panels[0].set_ylabel("error at the last step")
-    _logarithmic(panels[0], "y", (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7))
+    _logarithmic(panels[0], "y", FINE)
     figure.legend(
         handles=_legend(found, drawn), loc="outside upper left", ncols=5, columnspacing=1.2, handletextpad=0.4
     )
@@ -172,7 +174,7 @@ def _curve(axes: Axes, one: Mapping[str, Any], drawn: Mapping[int, int], most: f
     _end(axes, one, steps[-1], drawn, most)
 
 
-def _end(axes: Axes, one: Mapping[str, Any], x: float, drawn: Mapping[int, int], most: float) -> None:
+def _end(axes: Axes, one: Mapping[str, Any], x: int | float, drawn: Mapping[int, int], most: float) -> None:
     """A marker at the last error: a cross where a trial was stopped."""
     if not (values := one["held_out_action_error"]):
         return
@@ -189,7 +191,7 @@ def _setting(axes: Axes, found: Mapping[str, Any], name: str, drawn: Mapping[int
         _end(axes, one, one["settings"][name], drawn, most)
     text = found["settings"]["space"][name]
     if ":" in text:
-        _logarithmic(axes, "x", (1, 3))
+        _logarithmic(axes, "x", COARSE)
     else:
         choices = sorted(float(part) for part in text.split(","))
         if choices[0] > 0:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial
 
-from actwam.provenance import provenance
+from actwam.provenance import provenance, version_of
 from actwam.sim.results import EpisodeOutcome
 from actwam.study.statistics import (
     TAILS,
@@ -41,6 +41,7 @@ def summarise(sweep: Sweep, done: Done) -> dict[str, Any]:
     not of training again.
     """
     promoted = [_promoted(sweep, one, done.instructions) for one in done.promoted]
+    made = provenance()
     by_number = {one.user_attrs["trial"]: one for one in done.promoted}
     order = _ordered(promoted, by_number)
     best = by_number[order[0]["trial"]]
@@ -66,7 +67,7 @@ def summarise(sweep: Sweep, done: Done) -> dict[str, Any]:
         "promoted": order,
         "winner": {"trial": order[0]["trial"], "settings": order[0]["settings"] | {"steps": sweep.steps}},
         "sure": _sure(order),
-        "provenance": provenance(),
+        "provenance": {**made, "versions": {**made["versions"], "optuna": version_of("optuna")}},
     }
 
 

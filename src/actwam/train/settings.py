@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from typing import Any
 
 from actwam.train.config import Recipe, StageConfig
 
@@ -26,7 +27,7 @@ def changed(stage: StageConfig, settings: Mapping[str, int | float]) -> StageCon
 
     Raises ValueError on a name that is no number of the stage, and on a number that it cannot have.
     """
-    given = {name: _whole(stage, name, value) for name, value in settings.items()}
+    given: dict[str, Any] = {name: _whole(stage, name, value) for name, value in settings.items()}
     if "learning_rate" in given and stage.learning_rate:
         ratio = stage.final_learning_rate / stage.learning_rate
         given.setdefault("final_learning_rate", given["learning_rate"] * ratio)
