@@ -89,7 +89,7 @@ def sweep(
             seed=seed,
             device=device,
             progress=report,
-            say=lambda text: stderr.print(text, markup=False, highlight=False),
+            say=lambda text: stderr.print(text, markup=False, highlight=False, soft_wrap=True),
         )
         found = summarise(plan, run_sweep(plan))
     settings = found["winner"]["settings"].items()

@@ -126,10 +126,9 @@ def _figure(found: Mapping[str, Any]) -> Figure:
     long.set_title(f"{len(found['promoted'])} promoted", loc="left", fontsize=11.5, fontweight="bold")
     short.set_ylabel(ERROR)
     _logarithmic(short, "y", FINE)
-    for axes in (short, long):
+    for axes, steps in ((short, "pilot_steps"), (long, "long_steps")):
         axes.set_xlabel("step")
-        axes.set_xlim(left=0)
-        axes.margins(x=0.08)
+        axes.set_xlim(0, 1.09 * found["settings"][steps])
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(axis="y")
     panels = below.subplots(1, len(names), sharey=True, squeeze=False)[0]
