@@ -10,7 +10,7 @@ BIN := .venv/bin
 help:
 	@echo "make demo     train and evaluate a policy from nothing: $(OUT)/report.html"
 	@echo "make test     lint, types and tests"
-	@echo "make stress   faults: clients, networks, operators; about 90 minutes, resumable, to docs/stress.md"
+	@echo "make stress   faults: clients, networks, operators, datasets; about two hours, resumable, to docs/stress.md"
 	@echo "make lint     ruff; also: make types (mypy), make tests ARGS=\"-k tokens\" (pytest)"
 	@echo "make install  only install, into .venv"
 	@echo "make clean    remove .venv and caches; runs/ stays"

@@ -16,6 +16,7 @@ import tiny
 from actwam import cli, labels
 from actwam.checkpoint import checkpoints
 from actwam.commands.training import find_recipe
+from actwam.data import remux
 from actwam.data.check import check
 from actwam.data.dataset import LeRobotDataset
 from actwam.data.latents import Latents
@@ -264,7 +265,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_inferred(
 def test_videos_that_cannot_be_cut_are_encoded_again(
     folders: dict[str, Path], policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(labels, "copyable", lambda path, firsts: None)
+    monkeypatch.setattr(remux, "copyable", lambda path, firsts: None)
     video = open_("video", folders)
     report = label(policy, video, tmp_path / "out")
     made = LeRobotDataset.open(tmp_path / "out")
@@ -336,7 +337,7 @@ def test_a_policy_learns_from_both(
         strict = SourceConfig(dataset=name, mode=Mode.POLICY, min_confidence=least)
         with pytest.raises(ValueError, match=said):
             train(
-                tiny.recipe(tiny.stage(sources=(strict,))), data, Run(out=tmp_path / "other", cache=tmp_path / "other")
+                tiny.recipe(tiny.stage(sources=(strict,))), data, Run(out=tmp_path / "other", cache=tmp_path / "cache")
             )
     assert not (tmp_path / "other").exists()
 
@@ -355,13 +356,14 @@ def test_windows_below_the_confidence_are_left_out(
 
     for mode in (Mode.POLICY, Mode.INVERSE):
         expected = []
-        for start, last in zip(source(mode, 0.0)._starts, source(mode, 0.0)._lasts, strict=True):
+        every = source(mode, 0.0)
+        for start, last in zip(*every._windows.find(np.arange(len(every)))[:2], strict=True):
             rows = trust[start : min(start + tiny.HORIZON, last + 1)]
             if rows.astype(np.float64).mean() >= 0.75:
                 expected.append(start)
         found = source(mode, 0.75)
         assert 0 < len(expected) < len(source(mode, 0.0))
-        assert found._starts.tolist() == expected
+        assert found._windows.find(np.arange(len(found)))[0].tolist() == expected
         assert not found.batch(np.array([0])).state_valid.any()
     with pytest.raises(ValueError, match=r"no window has a confidence of 0\.95, the best has 0\.9"):
         source(Mode.POLICY, 0.95)

@@ -3,7 +3,7 @@
     python -m benchmarks.stress OUT.json [--only THEME ...] [--scale 1.0] [--seed 0] [--table TABLE.md]
 
 A theme that OUT holds already, with the same numbers, is not run again. `--scale` multiplies how often, or how long,
-each does what it does; below 1 the figures say less. It needs Linux, `pip install "actwam[serve]"`, about 90 minutes,
+each does what it does; below 1 the figures say less. It needs Linux, `pip install "actwam[dev]"`, about two hours,
 and a machine that does nothing else: every theme says under which load it ran.
 """
 
@@ -50,6 +50,8 @@ THEMES = {
     "start": Theme("n", 3),
     "kills": Theme("n", 200),
     "damage": Theme("n", 2000),
+    "mixture": Theme("n", 1000),
+    "dataset_faults": Theme("n", 10),
     "safety": Theme("sequences", 1_000_000, {"steps": 100}),
 }
 

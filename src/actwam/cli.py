@@ -15,6 +15,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "demo": machine.demo,
     "collect": datasets.collect,
     "check": datasets.check,
+    "mixture": datasets.mixture,
     "import": official.import_,
     "export": official.export,
     "parity": official.parity,

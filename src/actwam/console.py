@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -56,6 +56,14 @@ def print_numbers(numbers: Mapping[str, Any], *, as_json: bool) -> None:
     table = Table(show_header=False, box=None)
     for name, value in _flat(numbers):
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    stdout.print(table)
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows that have the same keys on stdout, under these keys."""
+    table = Table(*rows[0], box=None)
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
     stdout.print(table)
 
 

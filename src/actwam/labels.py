@@ -14,7 +14,7 @@ from actwam.data.dataset import EpisodeInfo, LeRobotDataset, require_embodiment
 from actwam.data.embodiment import Embodiment
 from actwam.data.episode import Episode
 from actwam.data.normalize import CONSTANT_RANGE
-from actwam.data.remux import VideoFormat, copyable
+from actwam.data.remux import VideoFormat, common_format
 from actwam.data.transforms import RobotTransform
 from actwam.data.writer import DatasetWriter
 from actwam.inverse import Inference, Inferred, deviations, infer, require_inverse, require_video
@@ -218,17 +218,8 @@ def _require_instructions(policy: Policy, dataset: LeRobotDataset) -> None:
 
 def _copied(dataset: LeRobotDataset, cameras: Sequence[str]) -> dict[str, VideoFormat]:
     """The cameras whose videos can be taken over as they are, all in one format."""
-    copied = {}
-    for camera in cameras:
-        firsts: dict[Path, list[int]] = {}
-        for episode in dataset.episodes:
-            clip = episode.clips[camera]
-            firsts.setdefault(clip.path, []).append(clip.first_frame)
-        formats = {copyable(path, frames) for path, frames in firsts.items()}
-        found = formats.pop()
-        if found is not None and not formats:
-            copied[camera] = found
-    return copied
+    found = {camera: common_format(episode.clips[camera] for episode in dataset.episodes) for camera in cameras}
+    return {camera: video for camera, video in found.items() if video is not None}
 
 
 def _gather(

@@ -197,6 +197,7 @@ FAULTS = {
         STATS,
         "mean of dy is 9, the data give",
         key="action",
+        severity="warning",
         opens=True,
     ),
     "statistics missing": Fault(remove(STATS), STATS, "file is missing", severity="warning", opens=True),

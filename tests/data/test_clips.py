@@ -15,8 +15,9 @@ from clip_files import encode, numbers, ramp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actwam.data import clips
 from actwam.data.check import check
-from actwam.data.clips import Clips, at_rate, holds_clips, nearest, open_clips
+from actwam.data.clips import CAMERA, Clips, at_rate, holds_clips, nearest, open_clips
 from actwam.data.dataset import LeRobotDataset
 from actwam.data.latents import cache_latents
 from actwam.data.transforms import Slot, View, ViewLayout, whole_picture
@@ -320,3 +321,27 @@ def test_a_view_names_its_slots_and_cameras() -> None:
     with pytest.raises(ValueError, match="one camera fills two slots"):
         View(layout, {"head": "a", "left": "a"})
     assert hash(View(layout, {"head": "b", "left": "a"})) == hash(View(layout, {"left": "a", "head": "b"}))
+
+
+def test_files_that_have_not_changed_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = clip_files.write_clips(tmp_path / "clips", clip_files.ramp(20), clip_files.ramp(31), fps=10)
+    plain, first = open_clips(folder, 5), open_clips(folder, 5, tmp_path / "cache")
+    (folder / "caption.txt").write_text("pull the square")
+    with monkeypatch.context() as patch:
+        patch.setattr(clips, "picked_frames", None)
+        patch.setattr(clips, "require_clip", None)
+        again = open_clips(folder, 5, tmp_path / "cache")
+    assert [episode.length for episode in plain.episodes] == [episode.length for episode in again.episodes]
+    assert {episode.instruction for episode in again.episodes} == {"pull the square"}
+    assert plain.digest == first.digest == again.digest
+    for (a, frames), (b, others) in zip(plain.videos(CAMERA, 4), again.videos(CAMERA, 4), strict=True):
+        assert a == b
+        assert np.array_equal(frames, others)
+    clip_files.encode(folder / "clip_0.mp4", clip_files.ramp(12), 10)
+    changed = open_clips(folder, 5, tmp_path / "cache")
+    assert [episode.length for episode in changed.episodes] == [6, 16]
+    assert changed.digest == open_clips(folder, 5).digest != plain.digest
+    assert [episode.length for episode in open_clips(folder, 10, tmp_path / "cache").episodes] == [12, 31]
+    (folder / "clip_1.mp4").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"clip_1\.mp4: not a complete video file"):
+        open_clips(folder, 5, tmp_path / "cache")

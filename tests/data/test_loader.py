@@ -13,7 +13,7 @@ import torch
 
 from actwam.data.dataset import LeRobotDataset
 from actwam.data.latents import Latents
-from actwam.data.loader import Mixture, Source, Window, action_chunks, join
+from actwam.data.loader import Mixture, Source, Window, Windows, action_chunks, join
 from actwam.types import Batch, Mode
 
 WINDOW = Window(action_horizon=tiny.HORIZON, future_offsets=tiny.OFFSETS)
@@ -116,6 +116,30 @@ def test_windows_that_have_no_future_are_left_out_where_it_is_needed(
         assert set(range(30)) - set(batch.latents[:, 0, 0, 0, 0].int().tolist()) == {7, 8, 17, 18, 28, 29}
 
 
+def plain_windows(dataset: LeRobotDataset, reach: int, trusted: np.ndarray | None = None) -> np.ndarray:
+    """(W, 3): for every window, written out, the row it begins at, the last row of its episode, and that's number."""
+    listed = [
+        (row, episode.start + episode.length - 1, episode.index)
+        for episode in dataset.episodes
+        for row in range(episode.start, episode.start + episode.length - reach)
+        if trusted is None or trusted[row]
+    ]
+    return np.array(listed, int).reshape(-1, 3)
+
+
+@pytest.mark.parametrize("reach", [0, 1, 5, 8, 9])
+@pytest.mark.parametrize("share", [None, 1.0, 0.5, 0.1])
+def test_windows_are_found_as_if_all_were_listed(dataset: LeRobotDataset, reach: int, share: float | None) -> None:
+    random = np.random.default_rng(reach)
+    trusted = None if share is None else random.random(30) < share
+    listed, windows = plain_windows(dataset, reach, trusted), Windows.of(dataset, reach, trusted=trusted)
+    assert len(windows) == len(listed)
+    for drawn in (np.arange(len(listed)), random.permutation(len(listed))[:7], np.empty(0, int)):
+        assert np.array_equal(np.stack(windows.find(drawn), axis=1), listed[drawn])
+    kept = [values for values in vars(windows).values() if values is not None]
+    assert share is not None or sum(map(len, kept)) == 3 * len(dataset.episodes)
+
+
 def test_no_window_reaches_into_the_next_episode(dataset: LeRobotDataset) -> None:
     batch = source(dataset).batch(np.arange(30))
     rows, episode_of = batch.latents[:, 0, :, 0, 0].int(), np.repeat([0, 1, 2], [9, 10, 11])
@@ -215,6 +239,18 @@ def test_actions_without_state_are_used_and_the_state_is_not_valid(dataset: LeRo
     assert not made.state.any()
     assert known.state_valid.all()
     assert known.state.shape == made.state.shape
+
+
+def test_episodes_that_are_too_short_are_left_out_if_asked(tmp_path: Path) -> None:
+    """Episodes of 3, 4 and 5 frames and chunks of 4 actions."""
+    mixed = LeRobotDataset.open(tiny.write_dataset(tmp_path / "mixed", tiny.robot(1), length=3))
+    made = dataclasses.replace(source(LeRobotDataset.open(tmp_path / "mixed"), Mode.VIDEO), leave_short=True)
+    policy = Source(mixed, numbered(mixed), made.transform, WINDOW, Mode.POLICY, leave_short=True)
+    assert (len(made), len(policy)) == (1 + 2 + 3, 4 + 5)
+    assert policy.batch(np.arange(9)).latents[:, 0, 0, 0, 0].tolist() == list(range(3, 12))
+    far = Window(action_horizon=6, future_offsets=(2,))
+    with pytest.raises(ValueError, match="mixed: no window has 6 frames: leave the dataset out"):
+        Source(mixed, numbered(mixed), made.transform, far, Mode.POLICY, leave_short=True)
 
 
 def test_video_needs_no_action_chunk(tmp_path: Path) -> None:

@@ -8,7 +8,19 @@ from typing import Any
 
 import pytest
 
-from benchmarks.stress import access, clients, faults, fuzz, gadgets, overhead, rude, soak, stopping, throughput
+from benchmarks.stress import (
+    access,
+    clients,
+    faults,
+    fuzz,
+    gadgets,
+    mixture,
+    overhead,
+    rude,
+    soak,
+    stopping,
+    throughput,
+)
 from benchmarks.stress.table import table
 
 
@@ -75,6 +87,12 @@ def test_a_server_that_is_killed_stopped_and_cut_off_while_a_robot_moves(monkeyp
     result = faults.run(n=3, seed=0)
     assert failing(result, "later than 200 ms", "no command came late") == {}
     assert [each["kind"] for each in result["outcomes"]] == list(faults.KINDS)
+
+
+def test_a_mixture_of_many_datasets() -> None:
+    result = mixture.run(n=20, seed=0)
+    assert failing(result, "seconds", "memory") == {}
+    assert result["many rows"]["first"]["sum"] == result["many rows"]["again"]["sum"]
 
 
 def test_the_table() -> None:

@@ -50,7 +50,8 @@ def train(
     Args:
         recipe: MODULE.FUNCTION in actwam.recipes, such as metaworld.laptop, or any importable MODULE:FUNCTION.
         data: The datasets the recipe names: --data demos FOLDER general FOLDER ... A folder of video files may be one
-            that the recipe uses for video alone.
+            that the recipe uses for video alone. Instead of a folder: hub:ORG/NAME@REVISION for a dataset of the Hub,
+            stream:... to remove its videos once they are encoded, or the YAML file of a mixture of many datasets.
         out: Folder of the run; every stage has a folder in it.
         start: A checkpoint to start from, for recipes that take one: what `actwam import` wrote, or a training run.
         robots: YAML files of the robots, for recipes that take any.

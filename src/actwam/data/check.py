@@ -1,8 +1,8 @@
 """Reads a whole dataset and lists every problem in it, before a training run finds them one by one.
 
-Nothing on disk is changed. The rules of structure are those of the reader (`tables.examine`); here are the
-rules of content: finite numbers, dimensions that move, regular time, videos that decode, statistics that
-fit.
+Nothing on disk is changed. The rules of structure are those of the reader (`tables.examine`), those of content stand in
+`check_rows` (each row), `check_episodes` (episodes against each other), `check_videos` and `check_pictures`; here are
+those of the stored statistics. `docs/guides/check.md` lists them.
 """
 
 from __future__ import annotations
@@ -11,39 +11,33 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from sys import float_info
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from actwam.data import check_rows
+from actwam.data.check_episodes import check_duplicates, check_grippers, check_units, find_duplicates
+from actwam.data.check_pictures import Looks, alike, check_black, check_frozen, check_swapped
+from actwam.data.check_rows import Parts, features
+from actwam.data.check_videos import Clips, Decode, check_videos
 from actwam.data.clips import find_clips, holds_clips, picked_frames
 from actwam.data.dataset import read_tables
-from actwam.data.info import ACTION, STATE, Camera, Info, read_info, read_json
-from actwam.data.normalize import CONSTANT_RANGE, Constant
+from actwam.data.embodiment import Embodiment
+from actwam.data.info import Info, read_info, read_json
+from actwam.data.normalize import Constant
 from actwam.data.problem import Problem, Reporter, reported
 from actwam.data.stats import feature_stats
-from actwam.data.tables import (
-    REWRITE,
-    Clip,
-    Rows,
-    Tables,
-    episode_rows,
-    examine,
-    in_episode,
-    locate_clips,
-)
+from actwam.data.tables import Rows, Tables, episode_rows, examine, locate_clips
 from actwam.data.v21 import read_stats
-from actwam.data.video import VideoIndex, index_video, iterate_frames, read_frames
+from actwam.data.video import index_video, iterate_frames, read_frames
 
-Decode = Literal["all", "ends"]
-TIME_TOLERANCE = 1e-4
-"""Seconds. LeRobot refuses time stamps that are further off."""
 STATS_TOLERANCE = 1e-3
 """Share of a dimension's largest magnitude by which stored statistics may differ from the data."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was read, and all problems, in the order of info, tables, numbers, videos, statistics."""
+    """What was read, and all problems, in the order of info, tables, rows, episodes, videos, statistics."""
 
     folder: Path
     episodes: int
@@ -69,6 +63,18 @@ class Report:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """A report on a LeRobot dataset, and what it was made from, as far as that could be read."""
+
+    report: Report
+    info: Info | None = None
+    tables: Tables | None = None
+    parts: Parts = ()
+    clips: Clips | None = None
+    looks: Looks | None = None
+
+
 def check(
     folder: Path,
     *,
@@ -76,43 +82,74 @@ def check(
     decode: Decode = "all",
     constant: Constant = "error",
     fps: int | None = None,
+    robot: Embodiment | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Examine the dataset in `folder`; problems are listed, not raised.
 
-    `decode="all"` decodes every frame, "ends" counts the frames of every file and decodes the first and last
-    of each episode. `constant` is the normaliser's policy on a dimension that never moves: with "center" it
-    is a warning. `progress(decoded, total)` is called with numbers of frames, all cameras together.
+    `decode="all"` decodes every frame, which alone shows what cameras saw; "ends" counts the frames of every file and
+    decodes the first and last of each episode; "none" reads only what files announce at their ends, in less than a
+    second for a hundred episodes. `constant` is the normaliser's policy on a dimension that never moves: with "center"
+    it is a warning. `robot` says the units of state and action. `progress(decoded, total)` is called with numbers of
+    frames, all cameras together.
 
     Of a folder of video files every clip is an episode; `fps` is the rate at which it will be read, which tells how
     many rows a clip has: without it, each has as many as frames.
     """
     if holds_clips(folder):
         return _check_clips(folder, action_horizon, decode, fps, progress)
+    return examined(
+        folder, action_horizon=action_horizon, decode=decode, constant=constant, robot=robot, progress=progress
+    ).report
+
+
+def examined(
+    folder: Path,
+    *,
+    action_horizon: int | None,
+    decode: Decode,
+    constant: Constant,
+    robot: Embodiment | None,
+    progress: Callable[[int, int], None],
+) -> Examined:
+    """`check` of a LeRobot dataset, with what it read."""
     problems: list[Problem] = []
     report: Reporter = problems.append
-    info, tables, decoded = None, None, 0
+    info, tables = None, None
     with reported(report):
         info = read_info(folder)
     if info is not None:
         with reported(report):
             tables = read_tables(info, report)
-    if info is not None and tables is not None:
-        examine(tables, info, report)
-        _check_numbers(tables, info, report)
-        _check_horizon(tables, action_horizon, report)
-        _check_ranges(tables, info, constant, report)
-        decoded = _check_videos(tables, info, decode, report, progress)
-        _check_stats(tables, info, report)
-    frames = sum(len(rows.index) for rows in tables.rows.values()) if tables else 0
-    return Report(
-        folder=folder,
-        episodes=len(tables.episodes) if tables else 0,
-        frames=frames,
-        seconds=frames / info.fps if info else 0.0,
-        decoded=decoded,
-        problems=tuple(problems),
-    )
+    if info is None or tables is None:
+        return Examined(Report(folder, 0, 0, 0.0, 0, tuple(problems)), info)
+    examine(tables, info, report)
+    parts = tuple(part for part in episode_rows(tables) if len(part[2].index))
+    check_rows.check_finite(parts, info, report)
+    check_rows.check_time(parts, info, report)
+    check_rows.check_length(tables, action_horizon, report)
+    check_rows.check_range(parts, info, constant, report)
+    check_rows.check_outliers(parts, info, report)
+    check_rows.check_idle(parts, info, report)
+    check_grippers(parts, info, report)
+    check_units(parts, info, robot, report)
+    clips = locate_clips(tables, info, report)
+    decoded, looks = check_videos(tables, info, clips, decode, report, progress)
+    check_duplicates(parts, _drawn_again(parts, looks), report)
+    check_black(looks, clips, report)
+    check_frozen(looks, clips, parts, info, report)
+    check_swapped(looks, clips, parts, info, report)
+    _check_stats(tables, info, report)
+    frames = sum(len(rows.index) for rows in tables.rows.values())
+    found = Report(folder, len(tables.episodes), frames, frames / info.fps, decoded, tuple(problems))
+    return Examined(found, info, tables, parts, clips, looks)
+
+
+def _drawn_again(parts: Parts, looks: Looks) -> dict[tuple[int, int], bool]:
+    """Of episodes with the same rows whether they look the same, where both were decoded."""
+    pairs = find_duplicates(parts).items()
+    seen = [(one, other) for one, other in pairs if looks[one] and looks[one].keys() == looks[other].keys()]
+    return {(one, other): alike(looks[one], looks[other]) for one, other in seen}
 
 
 def _check_clips(
@@ -125,16 +162,18 @@ def _check_clips(
     problems: list[Problem] = []
     found = find_clips(folder, problems.append)
     indexes = [index_video(path) for path, _ in found]
-    lengths = [index.frames if decode == "all" else min(index.frames, 2) for index in indexes]
+    most = {"all": max((index.frames for index in indexes), default=0), "ends": 2, "none": 0}[decode]
+    lengths = [min(index.frames, most) for index in indexes]
     decoded = 0
-    for (path, _), index in zip(found, indexes, strict=True):
+    for number, ((path, _), index) in enumerate(zip(found, indexes, strict=True)):
         rows = index.frames if fps is None else len(picked_frames(path, fps))
         if action_horizon is not None and rows < action_horizon:
             at = "frames" if fps is None else f"rows at {fps} fps"
             what = f"{rows} {at} are fewer than the {action_horizon} of one window"
-            problems.append(Problem(file=path, what=what, fix="drop the clip, or train with a shorter horizon"))
+            fix = "drop the clip, or train with a shorter horizon"
+            problems.append(Problem(kind="length", file=path, what=what, fix=fix))
         with reported(problems.append):
-            ends = np.unique([0, index.frames - 1])
+            ends = np.unique([0, index.frames - 1])[: lengths[number]]
             for _ in iterate_frames(path) if decode == "all" else read_frames(path, ends):
                 decoded += 1
                 progress(decoded, sum(lengths))
@@ -148,127 +187,22 @@ def _check_clips(
     )
 
 
-def _check_numbers(tables: Tables, info: Info, report: Reporter) -> None:
-    """NaN and Inf, one problem per episode and dimension, and time stamps other than frame / fps."""
-    for episode, file, rows in episode_rows(tables):
-        for key, values, names in (
-            (STATE, rows.state, info.state_names),
-            (ACTION, rows.action, info.action_names),
-        ):
-            bad = ~np.isfinite(values)
-            for i in np.flatnonzero(bad.any(0)):
-                frame = int(bad[:, i].argmax())
-                what = f"{names[i]} is {values[frame, i]} in {bad[:, i].sum()} rows"
-                fix = "drop the episode, or record it again"
-                report(Problem(file=file, episode=episode.index, frame=frame, key=key, what=what, fix=fix))
-        time = rows.timestamp
-        expected = np.arange(len(time)) / info.fps
-        rounding = np.spacing(expected.astype(np.float32))
-        wrong = np.flatnonzero(~(np.abs(time - expected) <= TIME_TOLERANCE + rounding))
-        if len(wrong):
-            frame = int(wrong[0])
-            back = "; time runs backwards" if (np.diff(time) <= 0).any() else ""
-            what = f"timestamp is {time[frame]:g} s, expected {expected[frame]:g} at {info.fps} fps{back}"
-            fix = "record at a constant rate, or resample the episode"
-            report(Problem(file=file, episode=episode.index, frame=frame, key="timestamp", what=what, fix=fix))
-
-
-def _check_horizon(tables: Tables, action_horizon: int | None, report: Reporter) -> None:
-    for episode in tables.episodes:
-        if action_horizon is not None and 1 <= episode.length < action_horizon:
-            what = f"{episode.length} frames are fewer than the action horizon of {action_horizon}"
-            fix = "drop the episode, or train with a shorter horizon"
-            report(Problem(file=tables.episode_file, episode=episode.index, what=what, fix=fix))
-
-
-def _features(parts: Iterable[Rows], info: Info) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
-    """State and action of these rows, as far as there are any."""
-    parts = [rows for rows in parts if len(rows.index)]
-    for key, names, field in ((STATE, info.state_names, "state"), (ACTION, info.action_names, "action")):
-        if names and parts:
-            yield key, names, np.concatenate([getattr(rows, field) for rows in parts])
-
-
-def _check_ranges(tables: Tables, info: Info, constant: Constant, report: Reporter) -> None:
-    for key, names, values in _features(tables.rows.values(), info):
-        for i, name in enumerate(names):
-            column = values[:, i][np.isfinite(values[:, i])].astype(np.float64)
-            if len(column) and np.ptp(column) <= CONSTANT_RANGE * np.abs(column).max():
-                report(
-                    Problem(
-                        file=info.file,
-                        key=key,
-                        severity="error" if constant == "error" else "warning",
-                        what=f"{name} is {column[0]:g} in all {len(column)} rows: zero range",
-                        fix='record motion in it, drop it, or normalise with constant="center"',
-                    )
-                )
-
-
-def _check_videos(
-    tables: Tables, info: Info, decode: Decode, report: Reporter, progress: Callable[[int, int], None]
-) -> int:
-    """Returns how many frames were decoded."""
-    placed = locate_clips(tables, info, report)
-    most = info.total_frames if decode == "all" else 2
-    total = sum(min(max(episode.length, 0), most) for episode in tables.episodes) * len(info.cameras)
-    decoded = 0
-    for camera in info.cameras:
-        files: dict[Path, list[tuple[int, Clip, int]]] = {}
-        for episode in tables.episodes:
-            clip = placed[episode.index][camera.name]
-            files.setdefault(clip.path, []).append((episode.index, clip, episode.length))
-        for path, members in files.items():
-            parts = [(index, clip.first_frame) for index, clip, _ in members]
-
-            def place(problem: Problem, camera: Camera = camera, parts: list[tuple[int, int]] = parts) -> None:
-                report(in_episode(problem, camera.name, parts, parts[0][0]))
-
-            if path.is_file():  # a missing one has been reported
-                with reported(place):
-                    index = index_video(path)
-                    _check_counts(path, index, camera, members, place)
-                    for _ in _frames(path, index, members, decode):
-                        decoded += 1
-                        progress(decoded, total)
-    return decoded
-
-
-def _check_counts(
-    path: Path, index: VideoIndex, camera: Camera, members: list[tuple[int, Clip, int]], place: Reporter
-) -> None:
-    if (index.height, index.width) != (camera.height, camera.width):
-        what = f"pictures are {index.height}x{index.width}, info.json says {camera.height}x{camera.width}"
-        place(Problem(file=path, what=what, fix=REWRITE))
-    wanted = sum(length for _, _, length in members)
-    if index.frames != wanted:
-        whose = "its episode has" if len(members) == 1 else f"its {len(members)} episodes have"
-        what = f"video has {index.frames} frames, {whose} {wanted}"
-        first_lost = min(index.frames, wanted) if index.frames < wanted else None
-        place(Problem(file=path, frame=first_lost, what=what, fix="copy the file again, or record again"))
-
-
-def _frames(
-    path: Path, index: VideoIndex, members: list[tuple[int, Clip, int]], decode: Decode
-) -> Iterable[np.ndarray]:
-    if decode == "all":
-        return iterate_frames(path)
-    ends = {frame for _, clip, length in members for frame in (clip.first_frame, clip.first_frame + length - 1)}
-    return read_frames(path, np.array(sorted(frame for frame in ends if 0 <= frame < index.frames), int))
-
-
 def _check_stats(tables: Tables, info: Info, report: Reporter) -> None:
+    """Warnings: other tools train on stored statistics, and rows that were changed behind them are told by them."""
     path = info.folder / "meta" / ("episodes_stats.jsonl" if info.version == "v2.1" else "stats.json")
     fix = "compute the statistics again with LeRobot; actwam trains on its own"
+    about: dict[str, Any] = {"kind": "statistics", "severity": "warning", "file": path, "fix": fix}
     if not path.is_file():
-        report(Problem(file=path, severity="warning", what="file is missing", fix=fix))
+        report(Problem(what="file is missing", **about))
         return
-    with reported(report):
+    with reported(report, kind="statistics"):
         for episode, stored, parts in _stored_stats(path, tables, info):
-            for key, names, values in _features(parts, info):
-                place: dict[str, Any] = {"file": path, "episode": episode, "key": key, "fix": fix}
+            together = [rows for rows in parts if len(rows.index)]
+            for key, names, field in features(info) if together else ():
+                values = np.concatenate([getattr(rows, field) for rows in together])
+                place: dict[str, Any] = {"episode": episode, "key": key, **about}
                 if not isinstance(stored.get(key), dict):
-                    report(Problem(what="statistics are missing", severity="warning", **place))
+                    report(Problem(what="statistics are missing", **place))
                 elif np.isfinite(values).all():  # else that was reported, and no statistics can fit
                     for what in _misfits(stored[key], names, values):
                         report(Problem(what=what, **place))

@@ -8,7 +8,8 @@ folder, {"file": NAME, "instruction": SENTENCE}, or, for all clips that have nei
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -19,8 +20,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
-from actwam.data.dataset import EpisodeInfo, Footage, add_to_digest
-from actwam.data.info import Camera, read_lines
+from actwam.data.dataset import EpisodeInfo, Footage
+from actwam.data.digest import digest_of, fingerprint, write_whole
+from actwam.data.info import Camera, read_json, read_lines
 from actwam.data.problem import Problem, Reporter, refuse, reported
 from actwam.data.tables import Clip
 from actwam.data.video import index_video, iterate_frames, quarter_turns, read_frames
@@ -50,8 +52,8 @@ class Recording(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Clips:
-    """Footage that has pictures and instructions only. `picked[episode]` are the frames of the recording that its rows
-    show, in rising order.
+    """Footage that has pictures and instructions only. `picked(episode)` are the frames of the recording that its rows
+    show, in rising order: found anew each time, since of thousands of hours they are too many to keep.
     """
 
     folder: Path
@@ -60,13 +62,14 @@ class Clips:
     cameras: tuple[Camera, ...]
     episodes: tuple[EpisodeInfo, ...]
     recording: Recording
-    picked: tuple[Int[np.ndarray, "_"], ...]
+    picked: Callable[[int], Int[np.ndarray, "_"]]
     state_names: tuple[str, ...] = ()
     action_names: tuple[str, ...] = ()
 
     @property
     def state(self) -> Float32[np.ndarray, "N S"]:
-        return np.empty((sum(map(len, self.picked)), 0), np.float32)
+        last = self.episodes[-1]
+        return np.empty((last.start + last.length, 0), np.float32)
 
     @property
     def action(self) -> Float32[np.ndarray, "N A"]:
@@ -83,20 +86,21 @@ class Clips:
 
     def frames(self, camera: str, episode: int, indices: Int[np.ndarray, "T"]) -> UInt8[np.ndarray, "T H W 3"]:
         """As `Footage`. Raises ValueError on a row that does not exist, and with file and frame on a damaged video."""
-        picked = self.picked[episode]
+        picked = self.picked(episode)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(picked):
             raise ValueError(f"{self.where(episode)}: has no rows {indices}; it has {len(picked)} at {self.fps} fps")
         return self.recording.frames(camera, episode, picked[indices])
 
     def videos(self, camera: str, most: int | None = None) -> Iterator[tuple[int, UInt8[np.ndarray, "T H W 3"]]]:
         """As `Footage`. Raises ValueError with file and frame on a damaged video."""
-        current, seen = -1, 0
+        current, seen, picked = -1, 0, np.empty(0, int)
         for episode, frames in self.recording.videos(camera, most):
-            current, seen = episode, seen if episode == current else 0
-            first, end = np.searchsorted(self.picked[episode], (seen, seen + len(frames)))
+            if episode != current:
+                current, seen, picked = episode, 0, self.picked(episode)
+            first, end = np.searchsorted(picked, (seen, seen + len(frames)))
             step = most or max(end - first, 1)
             for row in range(first, end, step):
-                yield episode, frames[self.picked[episode][row : min(row + step, end)] - seen]
+                yield episode, frames[picked[row : min(row + step, end)] - seen]
             seen += len(frames)
 
 
@@ -106,13 +110,11 @@ class _Files:
 
     folder: Path
     paths: tuple[Path, ...]
+    cache: Path | None
 
     @cached_property
     def digest(self) -> str:
-        digest = hashlib.sha256()
-        for path in self.paths:
-            add_to_digest(digest, self.folder, path, whole=False)
-        return digest.hexdigest()
+        return digest_of(self.folder, self.paths, cache=self.cache)
 
     def where(self, episode: int) -> str:
         return str(self.paths[episode])
@@ -128,24 +130,43 @@ class _Files:
                 yield episode, _turned(np.stack(piece), turns)
 
 
-def open_clips(folder: Path, fps: int) -> Clips:
+def open_clips(folder: Path, fps: int, cache: Path | None = None) -> Clips:
     """The video files below a folder, in the order of their names, at `fps` rows a second; pictures may be of any size.
+
+    With a folder for a `cache`, files that have not changed since are not read again.
 
     Raises ValueError, one line with the file and what to do, on a folder without videos, a clip without instruction,
     and a file that holds no video, begins with no decodable picture or pauses for longer than `MAX_GAP`.
     """
-    found = find_clips(folder, refuse)
-    paths = tuple(path for path, _ in found)
-    camera = Camera(CAMERA, CAMERA, 0, 0)
-    episodes = [EpisodeInfo(i, 0, text, 0, {CAMERA: Clip(path, 0)}) for i, (path, text) in enumerate(found)]
-    picked = [picked_frames(path, fps) for path in paths]
-    return _clips(folder, fps, "", (camera,), episodes, _Files(folder, paths), picked)
+    paths = _sorted_files(folder)
+    known = None if cache is None else cache / "clips" / fingerprint(folder, paths, f"at {fps} fps")
+    lengths = read_json(known)["rows"] if known is not None and known.is_file() else None
+    found = find_clips(folder, refuse, known=lengths is not None)
+    camera, files = Camera(CAMERA, CAMERA, 0, 0), _Files(folder, tuple(path for path, _ in found), cache)
+
+    def picked(episode: int) -> Int[np.ndarray, "_"]:
+        return picked_frames(files.paths[episode], fps)
+
+    if lengths is None:
+        lengths = [len(picked(episode)) for episode in range(len(found))]
+    if known is not None and not known.is_file():
+        known.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(known, json.dumps({"rows": lengths}))
+    episodes = [
+        EpisodeInfo(number, length, text, 0, {CAMERA: Clip(path, 0)})
+        for number, ((path, text), length) in enumerate(zip(found, lengths, strict=True))
+    ]
+    return _clips(folder, fps, "", (camera,), episodes, files, picked)
 
 
 def at_rate(dataset: Footage, fps: int) -> Clips:
     """The pictures and instructions of a dataset at another rate."""
-    episodes = dataset.episodes
-    picked = [nearest(range(episode.length), Fraction(1, dataset.fps), fps) for episode in episodes]
+    lengths = [episode.length for episode in dataset.episodes]
+
+    def picked(episode: int) -> Int[np.ndarray, "_"]:
+        return nearest(range(lengths[episode]), Fraction(1, dataset.fps), fps)
+
+    episodes = [replace(episode, length=len(picked(episode.index))) for episode in dataset.episodes]
     return _clips(dataset.folder, fps, dataset.robot_type, dataset.cameras, episodes, dataset, picked)
 
 
@@ -156,15 +177,12 @@ def _clips(
     cameras: tuple[Camera, ...],
     episodes: Sequence[EpisodeInfo],
     recording: Recording,
-    picked: Sequence[Int[np.ndarray, "_"]],
+    picked: Callable[[int], Int[np.ndarray, "_"]],
 ) -> Clips:
-    """With the lengths and starts that the picked frames give."""
-    starts = np.cumsum([0, *map(len, picked)]).tolist()
-    placed = tuple(
-        replace(episode, length=len(rows), start=start)
-        for episode, rows, start in zip(episodes, picked, starts[:-1], strict=True)
-    )
-    return Clips(folder, fps, robot_type, cameras, placed, recording, tuple(picked))
+    """With the starts that the lengths give."""
+    starts = np.cumsum([0, *(episode.length for episode in episodes)]).tolist()
+    placed = tuple(replace(episode, start=start) for episode, start in zip(episodes, starts[:-1], strict=True))
+    return Clips(folder, fps, robot_type, cameras, placed, recording, picked)
 
 
 def holds_clips(folder: Path) -> bool:
@@ -172,9 +190,11 @@ def holds_clips(folder: Path) -> bool:
     return not (folder / "meta").exists() and any(_video_files(folder))
 
 
-def find_clips(folder: Path, report: Reporter) -> list[tuple[Path, str]]:
-    """Files and their instructions, without those that have a problem, which was reported."""
-    paths = sorted(_video_files(folder), key=lambda path: path.relative_to(folder).as_posix())
+def find_clips(folder: Path, report: Reporter, *, known: bool = False) -> list[tuple[Path, str]]:
+    """Files and their instructions, without those that have a problem, which was reported. Files that are `known` to be
+    whole are not looked into.
+    """
+    paths = _sorted_files(folder)
     if not paths:
         what, fix = f"no file ends in {', '.join(ENDINGS)}", "give the folder that holds the videos"
         report(Problem(file=folder, what=what, fix=fix))
@@ -183,7 +203,8 @@ def find_clips(folder: Path, report: Reporter) -> list[tuple[Path, str]]:
     for path in paths:
         problems: list[Problem] = []
         with reported(problems.append):
-            require_clip(path)
+            if not known:
+                require_clip(path)
         instruction = ""
         with reported(problems.append):
             instruction = _instruction(path, folder, listed)
@@ -225,6 +246,10 @@ def nearest(stamps: Sequence[int], tick: Fraction, fps: int) -> Int[np.ndarray, 
 
 def _turned(frames: UInt8[np.ndarray, "T H W 3"], turns: int) -> UInt8[np.ndarray, "T h w 3"]:
     return np.ascontiguousarray(np.rot90(frames, turns, axes=(1, 2)))
+
+
+def _sorted_files(folder: Path) -> list[Path]:
+    return sorted(_video_files(folder), key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _video_files(folder: Path) -> Iterator[Path]:

@@ -1,5 +1,5 @@
-"""What training reads, and a LeRobot dataset as it is used: rows of state and action in memory, video decoded on
-demand.
+"""What training reads, and a LeRobot dataset as it is used: rows of state and action as arrays, in memory or mapped
+from a cache, video decoded on demand.
 
 The view does not depend on the version on disk, v2.0, v2.1 or v3.0; `info`, `v21` and `v30` do. Nothing is
 written.
@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from actwam.data import v21, v30
+from actwam.data.digest import digest_of
 from actwam.data.embodiment import Embodiment
 from actwam.data.info import COPY_AGAIN, Camera, Info, read_info
+from actwam.data.numbers import read_numbers
 from actwam.data.problem import Problem, Reporter, refuse, reported
-from actwam.data.tables import Clip, Tables, episode_rows, examine, in_episode, locate_clips
+from actwam.data.shelf import HERE, Shelf
+from actwam.data.tables import Clip, Tables, in_episode, locate_clips
 from actwam.data.video import iterate_frames, read_frames
-
-DIGEST_ENDS = 2**20
-"""Bytes at each end of a video file that enter the digest."""
 
 
 def read_tables(info: Info, report: Reporter) -> Tables | None:
@@ -35,7 +35,7 @@ def read_tables(info: Info, report: Reporter) -> Tables | None:
     return v30.read_tables(info, report) if info.version == "v3.0" else v21.read_tables(info, report)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EpisodeInfo:
     """One episode: rows `start` to `start + length` of `state` and `action`, and a clip per camera name."""
 
@@ -117,21 +117,38 @@ class LeRobotDataset:
     action: Float32[np.ndarray, "N A"]
     confidence: Float32[np.ndarray, "N"] | None = None
     """How far each action can be trusted, from 0 to 1, where actions were inferred from video; None where recorded."""
+    shelf: Shelf = HERE
+    """Has the video files."""
+    cache: Path | None = None
+    """What was found out about files that have not changed since."""
 
     @classmethod
-    def open(cls, folder: Path) -> LeRobotDataset:
-        """Read all tables and find every video file; decodes nothing.
+    def open(
+        cls,
+        folder: Path,
+        *,
+        cameras: Collection[str] | None = None,
+        shelf: Shelf = HERE,
+        cache: Path | None = None,
+    ) -> LeRobotDataset:
+        """Read all tables and find every video file of `cameras`, or of all; decodes nothing.
+
+        With a folder for a `cache`, state and action are mapped from arrays there, which are written when the dataset
+        is first opened and again when it changes: what is in memory does not grow with the number of rows.
 
         Raises ValueError, one line with file, episode and what to do, on an unknown version or storage
         format, a missing or unfinished file, or tables that contradict each other. NaN and damaged pictures
         are found by `check`, and by whoever meets them.
         """
         info = read_info(folder)
-        tables = read_tables(info, refuse)
+        if cameras is not None:
+            info = replace(info, cameras=tuple(camera for camera in info.cameras if camera.name in cameras))
+        version = v30 if info.version == "v3.0" else v21
+        tables = version.plan(info, refuse)
         assert tables is not None  # `refuse` has raised otherwise
         assert tables.tasks is not None
-        examine(tables, info, refuse)
-        clips = locate_clips(tables, info, refuse)
+        numbers = read_numbers(tables, info, version.read_file, cache)
+        clips = locate_clips(tables, info, refuse, shelf)
         return cls(
             folder=folder,
             fps=info.fps,
@@ -143,19 +160,17 @@ class LeRobotDataset:
                 EpisodeInfo(
                     index=episode.index,
                     length=episode.length,
-                    instruction=tables.tasks[int(rows.task_index[0])],
+                    instruction=tables.tasks[task],
                     start=episode.start,
                     clips=clips[episode.index],
                 )
-                for episode, _, rows in episode_rows(tables)
+                for episode, task in zip(tables.episodes, numbers.tasks, strict=True)
             ),
-            state=np.concatenate([rows.state for rows in tables.rows.values()]),
-            action=np.concatenate([rows.action for rows in tables.rows.values()]),
-            confidence=(
-                np.concatenate([rows.confidence[:, 0] for rows in tables.rows.values()])
-                if info.has_confidence
-                else None
-            ),
+            state=numbers.state,
+            action=numbers.action,
+            confidence=numbers.confidence,
+            shelf=shelf,
+            cache=cache,
         )
 
     def camera(self, name: str) -> Camera:
@@ -183,6 +198,7 @@ class LeRobotDataset:
         if len(indices) and not 0 <= indices.min() <= indices.max() < found.length:
             raise ValueError(f"{self.folder}: episode {episode} has no frames {indices}; it has {found.length}")
         clip = found.clips[camera]
+        self.shelf.bring(clip.path)
         with self._located(camera, found):
             frames = read_frames(clip.path, indices + clip.first_frame)
             _require_size(frames, clip.path, size)
@@ -197,34 +213,37 @@ class LeRobotDataset:
         size = self.camera(camera)
         left = Counter(episode.clips[camera].path for episode in self.episodes)
         decoders: dict[Path, Iterator[np.ndarray]] = {}
-        for episode in self.episodes:
-            clip = episode.clips[camera]
-            left[clip.path] -= 1
-            for piece in _pieces(episode.length, most):
-                with self._located(camera, episode):
-                    decoder = decoders.setdefault(clip.path, iterate_frames(clip.path))
-                    frames = _take(decoder, clip, piece, episode.length, size)
-                    is_last = piece.stop == episode.length and not left[clip.path]
-                    if is_last and next(decoders.pop(clip.path), None) is not None:
-                        what, fix = "video goes on after its last episode", "write the dataset again"
-                        raise ValueError(Problem(file=clip.path, what=what, fix=fix))
-                yield episode.index, frames
+        with self.shelf.in_turn(list(left)) as done:
+            for episode in self.episodes:
+                clip = episode.clips[camera]
+                left[clip.path] -= 1
+                for piece in _pieces(episode.length, most):
+                    if clip.path not in decoders:
+                        self.shelf.bring(clip.path)
+                        decoders[clip.path] = iterate_frames(clip.path)
+                    with self._located(camera, episode):
+                        frames = _take(decoders[clip.path], clip, piece, episode.length, size)
+                        is_last = piece.stop == episode.length and not left[clip.path]
+                        if is_last and next(decoders.pop(clip.path), None) is not None:
+                            what, fix = "video goes on after its last episode", "write the dataset again"
+                            raise ValueError(Problem(file=clip.path, what=what, fix=fix))
+                    if is_last:
+                        done(clip.path)
+                    yield episode.index, frames
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the dataset: what a cache of anything derived from it is keyed by.
 
-        Files under meta/ and data/ are read whole. Of a video the size and a MiB at each end are read: the
-        index of an mp4, which holds the size of every encoded frame, is at one of its ends, so another
-        recording or encoding shows, and a dataset of 100 GB is still opened in a second. A flipped bit in
-        the middle is for `check`.
+        Files under meta/ and data/ are read whole, videos at their ends (`digest_of`), so that a dataset of 100 GB is
+        still opened in a second. A flipped bit in the middle is for `check`. Where the shelf has a name for all that,
+        as for a commit of the Hub, that is enough.
         """
+        if self.shelf.identity is not None:
+            return hashlib.sha256(self.shelf.identity.encode()).hexdigest()
         videos = {clip.path for episode in self.episodes for clip in episode.clips.values()}
         whole = {path for part in ("meta", "data") for path in (self.folder / part).rglob("*") if path.is_file()}
-        digest = hashlib.sha256()
-        for path in sorted(videos | whole):
-            add_to_digest(digest, self.folder, path, whole=path in whole)
-        return digest.hexdigest()
+        return digest_of(self.folder, sorted(videos | whole), whole, self.cache)
 
     def _episode(self, index: int) -> EpisodeInfo:
         if not 0 <= index < len(self.episodes):
@@ -242,19 +261,6 @@ class LeRobotDataset:
 
         with reported(blame):
             yield
-
-
-def add_to_digest(digest: Any, folder: Path, path: Path, *, whole: bool) -> None:
-    """The name of a file in `folder`, its size, and its bytes: all, or `DIGEST_ENDS` at each end."""
-    size = path.stat().st_size
-    digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
-    with path.open("rb") as file:
-        if whole:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-        else:
-            digest.update(file.read(DIGEST_ENDS))
-            file.seek(max(size - DIGEST_ENDS, 0))
-            digest.update(file.read(DIGEST_ENDS))
 
 
 def _pieces(length: int, most: int | None) -> Iterator[range]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from actwam.data.yamls import read_yaml, require_value
 
 KEYS = ("name", "fps", "image_size", "cameras", "state", "action", "delta")
 """What a robot's file must say."""
@@ -68,35 +68,22 @@ def read_robot(path: Path) -> Embodiment:
     Raises ValueError, one line with the file and the key, on a file that cannot be read, on a key that is missing
     or unknown, and on a value that is not what it should be.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        data, twice = yaml.safe_load(text), _twice(yaml.compose(text, yaml.SafeLoader))
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    if twice:
-        raise ValueError(f"{path}: key {twice} stands twice; keep one")
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: must hold the keys {', '.join(KEYS)}")
-    missing, unknown = [key for key in KEYS if key not in data], [key for key in data if key not in (*KEYS, *OPTIONAL)]
-    if missing or unknown:
-        wrong = [*(f"missing key {key}" for key in missing), *(f"unknown key {key}" for key in unknown)]
-        raise ValueError(
-            f"{path}: {', '.join(wrong)}; a robot has {', '.join(KEYS)} and may have {', '.join(OPTIONAL)}"
-        )
-    data = {**OPTIONAL, **data}
+    data = {**OPTIONAL, **read_yaml(path, "a robot", KEYS, OPTIONAL)}
     name, cameras = data["name"], data["cameras"]
     plain = isinstance(name, str) and re.fullmatch(r"[^/\\]+", name) is not None
-    _require(path, "name", name, plain, "the robot_type of its datasets, without slashes")
+    require_value(path, "name", name, plain, "the robot_type of its datasets, without slashes")
     for key, least in (("index", 0), ("fps", 1)):
-        _require(path, key, data[key], _whole([data[key]], 1, least), f"a whole number of at least {least}")
-    _require(path, "image_size", data["image_size"], _whole(data["image_size"], 2, 1), "[height, width] in pixels")
+        require_value(path, key, data[key], _whole([data[key]], 1, least), f"a whole number of at least {least}")
+    require_value(path, "image_size", data["image_size"], _whole(data["image_size"], 2, 1), "[height, width] in pixels")
     units = data["units"]
     known = isinstance(units, dict) and all(isinstance(text, str) for pair in units.items() for text in pair)
-    _require(path, "units", units, known, "lines of dimension: unit")
+    require_value(path, "units", units, known, "lines of dimension: unit")
     filled = isinstance(cameras, dict) and _names([*cameras]) and _names([*cameras.values()])
-    _require(path, "cameras", cameras, filled, "lines of slot: camera name, each once")
+    require_value(path, "cameras", cameras, filled, "lines of slot: camera name, each once")
     for key in ("state", "action"):
-        _require(path, key, data[key], _names(data[key]), "a list of names, each once, quoted where YAML reads no text")
+        require_value(
+            path, key, data[key], _names(data[key]), "a list of names, each once, quoted where YAML reads no text"
+        )
     try:
         return Embodiment(
             name=name,
@@ -113,27 +100,13 @@ def read_robot(path: Path) -> Embodiment:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _twice(node: Any) -> str | None:
-    """The first key of a YAML table, or of a table in it, that YAML would silently let the later one win over."""
-    if not isinstance(node, yaml.MappingNode):
-        return None
-    keys = [key.value for key, _ in node.value]
-    own = next((key for key in keys if keys.count(key) > 1), None)
-    return own or next((found for _, value in node.value if (found := _twice(value))), None)
-
-
 def _delta_mask(path: Path, delta: Any, actions: list[str]) -> tuple[bool, ...]:
     """True for the listed actions, or, of `all except: [...]`, for those that are not listed."""
     except_listed = isinstance(delta, dict) and list(delta) == ["all except"]
     listed = delta["all except"] if except_listed else delta
     fits = isinstance(listed, list) and all(name in actions for name in listed)
-    _require(path, "delta", delta, fits, "a list of names of actions, or all except: with such a list")
+    require_value(path, "delta", delta, fits, "a list of names of actions, or all except: with such a list")
     return tuple((name in listed) != except_listed for name in actions)
-
-
-def _require(path: Path, key: str, value: Any, fits: bool, expected: str) -> None:
-    if not fits:
-        raise ValueError(f"{path}: {key} is {value!r}, expected {expected}")
 
 
 def _names(value: Any) -> bool:

@@ -19,7 +19,7 @@ from jaxtyping import Float16, Float32, Int, UInt8
 
 from actwam.data.dataset import Footage
 from actwam.data.info import read_json
-from actwam.data.partial import partial_folder
+from actwam.data.partial import made_once
 
 Compose = Callable[[Mapping[str, UInt8[np.ndarray, "T H W 3"]]], UInt8[np.ndarray, "T H W 3"]]
 Encode = Callable[[UInt8[np.ndarray, "B T H W 3"]], Float32[np.ndarray, "B Z F h w"]]
@@ -89,7 +89,7 @@ def cache_latents(
     of a clip, which stands alone. `offsets` are the future frames of a window. `key` must change whenever
     `compose` or `encode` would give something else: put the codec's hash, the layout and its cameras in it. Every
     video is decoded once, a few frames at a time. `progress(done, total)` counts rows. The folder appears whole or
-    not at all.
+    not at all; a process that comes while another one encodes waits for it.
 
     Raises ValueError when the latents change shape, exceed float16 or do not fit on the disk, and if the cache
     is damaged.
@@ -97,8 +97,8 @@ def cache_latents(
     clip = () if time_stride == 1 else offsets
     identity = {"dataset": dataset.digest, "key": key, "time_stride": time_stride, "offsets": list(clip)}
     folder = root / hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    if not folder.exists():
-        with partial_folder(folder) as partial:
+    with made_once(folder) as partial:
+        if partial is not None:
             batches = _encoded(dataset, cameras, compose, encode, np.array([0, *clip]), progress)
             array = _write(partial, dataset, 1 + len(clip) // time_stride, batches)
             sheet = {**identity, "shape": list(array.shape), "sha256": _sha256(partial / ARRAY)}

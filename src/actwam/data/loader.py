@@ -65,6 +65,53 @@ class Window:
 
 
 @dataclass(frozen=True, eq=False)
+class Windows:
+    """Where the W windows of E episodes begin: some numbers for each episode, and none for each row.
+
+    Window w lies in the first episode that ends behind it, when the windows of the episodes are counted one after
+    another. Where only `some` rows begin one, these are listed.
+    """
+
+    first: Int[np.ndarray, "E"]
+    """The first row of every episode."""
+    last: Int[np.ndarray, "E"]
+    """Its last row."""
+    ends: Int[np.ndarray, "E"]
+    """How many windows there are up to its end."""
+    some: Int[np.ndarray, "W"] | None = None
+
+    @classmethod
+    def of(cls, dataset: Footage, reach: int, least: int = 0, trusted: Bool[np.ndarray, "N"] | None = None) -> Windows:
+        """One for each row that is followed by `reach` others of its episode, if that has `least` rows, and of them
+        those that are trusted.
+        """
+        first = np.array([episode.start for episode in dataset.episodes], np.int64)
+        lengths = np.array([episode.length for episode in dataset.episodes], np.int64)
+        counts = np.where(lengths >= least, np.maximum(lengths - reach, 0), 0)
+        windows = cls(first, first + lengths - 1, np.cumsum(counts))
+        if trusted is None:
+            return windows
+        rows = np.concatenate([np.arange(start, start + n) for start, n in zip(first, counts, strict=True)])
+        return cls(first, windows.last, windows.ends, rows[trusted[rows]])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if self.some is None else len(self.some)
+
+    def find(
+        self, windows: Int[np.ndarray, "B"]
+    ) -> tuple[Int[np.ndarray, "B"], Int[np.ndarray, "B"], Int[np.ndarray, "B"]]:
+        """The row that each begins at, the last row of its episode, and the number of its episode."""
+        if self.some is not None:
+            rows = self.some[windows]
+            episodes = np.searchsorted(self.first, rows, "right") - 1
+        else:
+            episodes = np.searchsorted(self.ends, windows, "right")
+            before = np.where(episodes > 0, self.ends[episodes - 1], 0)
+            rows = self.first[episodes] + windows - before
+        return rows, self.last[episodes], episodes
+
+
+@dataclass(frozen=True, eq=False)
 class Source:
     """One dataset, the latents of its pictures, and what its samples teach.
 
@@ -72,7 +119,8 @@ class Source:
     widths of the model. The state of a dataset that has none is not valid.
 
     Raises ValueError when an episode is shorter than the action horizon (but for VIDEO) or too short for any future
-    frame, and when the future of the window does not fill the latent frames of the codec.
+    frame, unless such are left out (`leave_short`), and when the future of the window does not fill the latent frames
+    of the codec.
 
     Windows whose inferred actions are trusted less than `min_confidence` on average are left out. Raises ValueError
     when nothing is left then, and on recorded actions, which have no confidence.
@@ -86,9 +134,8 @@ class Source:
     weight: float = 1.0
     future: FutureTransform = FutureTransform()
     min_confidence: float = 0.0
-    _starts: Int[np.ndarray, "W"] = field(init=False)
-    _lasts: Int[np.ndarray, "W"] = field(init=False)
-    _episodes: Int[np.ndarray, "W"] = field(init=False)
+    leave_short: bool = False
+    _windows: Windows = field(init=False)
 
     def __post_init__(self) -> None:
         if self.weight <= 0:
@@ -96,27 +143,22 @@ class Source:
         if self.mode is not Mode.POLICY and not self.window.future_offsets:
             raise ValueError(f"{self.dataset.folder}: {self.mode} samples need a window with future frames")
         stride = self.latents.time_stride
-        require_lengths(self.dataset, self.window, {self.mode}, stride)
+        least = frames_needed(self.window, {self.mode}, stride)
+        if not self.leave_short:
+            require_lengths(self.dataset, self.window, {self.mode}, stride)
         reach = 0 if self.mode is Mode.POLICY else self.window.pictures_needed(stride) - 1
-        starts, lasts, episodes = [], [], []
-        for episode in self.dataset.episodes:
-            rows = np.arange(episode.start, episode.start + episode.length - reach)
-            starts.append(rows)
-            lasts.append(np.full(len(rows), episode.start + episode.length - 1))
-            episodes.append(np.full(len(rows), episode.index))
-        found = {"_starts": starts, "_lasts": lasts, "_episodes": episodes}
-        windows = {name: np.concatenate(parts) for name, parts in found.items()}
+        trusted = None
         if self.min_confidence:
-            kept = trusted_rows(self.dataset, self.window, self.min_confidence)[windows["_starts"]]
-            windows = {name: values[kept] for name, values in windows.items()}
-        if not len(windows["_starts"]):
-            raise ValueError(f"{self.dataset.folder}: no window has a confidence of {self.min_confidence:g}: lower it")
-        for name, values in windows.items():
-            object.__setattr__(self, name, values)
+            trusted = trusted_rows(self.dataset, self.window, self.min_confidence)
+        windows = Windows.of(self.dataset, reach, least, trusted)
+        if not len(windows):
+            trust = f" and a confidence of {self.min_confidence:g}" if trusted is not None else ""
+            raise ValueError(f"{self.dataset.folder}: no window has {least} frames{trust}: leave the dataset out")
+        object.__setattr__(self, "_windows", windows)
 
     def __len__(self) -> int:
         """How many windows there are: one for every frame that has something to teach."""
-        return len(self._starts)
+        return len(self._windows)
 
     def remembered(self, count: int, random: np.random.Generator) -> Int[np.ndarray, "B"] | None:
         """How much of its history each of `count` samples is shown, from nothing to all: a policy's memory, which
@@ -130,13 +172,13 @@ class Source:
 
         Of the history all is valid that there is, or the newest `moments` of it.
         """
-        start, last = self._starts[windows], self._lasts[windows]
+        start, last, episodes = self._windows.find(windows)
         left = (last - start)[:, None]
         stride, offsets = self.latents.time_stride, self.window.future_offsets
         ends = np.array(offsets[stride - 1 :: stride], int)  # the last picture of every latent frame
         latents = self.latents.window(start, last, offsets)
         past = start[:, None] + np.array(self.window.history_offsets, int)
-        first = np.array([self.dataset.episodes[i].start for i in self._episodes[windows]])[:, None]
+        first = self._windows.first[episodes][:, None]
         if moments is not None:
             first = np.maximum(first, start[:, None] - moments[:, None] * self.window.history_spacing)
         return Batch(
@@ -145,14 +187,15 @@ class Source:
             history_valid=torch.from_numpy(past >= first),
             latents=torch.from_numpy(self.future.normalize(latents)),
             future_valid=torch.from_numpy(ends <= left),
-            instructions=tuple(self.dataset.episodes[i].instruction for i in self._episodes[windows]),
+            instructions=tuple(self.dataset.episodes[i].instruction for i in episodes),
             **{name: torch.from_numpy(values) for name, values in self._numbers(start, left).items()},
         )
 
     def places(self, windows: Int[np.ndarray, "n"]) -> list[str]:
         """Where windows begin, for people."""
-        begins = zip(self._starts[windows], self._episodes[windows].tolist(), strict=True)
-        return [f"{self.dataset.where(i)}: frame {row - self.dataset.episodes[i].start}" for row, i in begins]
+        rows, _, episodes = (found.tolist() for found in self._windows.find(windows))
+        where, starts = self.dataset.where, [self.dataset.episodes[i].start for i in episodes]
+        return [f"{where(i)}: frame {row - start}" for row, i, start in zip(rows, episodes, starts, strict=True)]
 
     def _numbers(self, start: Int[np.ndarray, "B"], left: Int[np.ndarray, "B 1"]) -> dict[str, np.ndarray]:
         """What of these windows is no picture: zeros and nothing valid for VIDEO. `left` rows follow in the episode."""
@@ -223,12 +266,15 @@ def join(parts: Sequence[Batch]) -> Batch:
     )
 
 
+def frames_needed(window: Window, modes: Collection[Mode], time_stride: int = 1) -> int:
+    """What an episode must have: one latent frame of future and, where any of the modes knows actions, one chunk."""
+    actions = 0 if set(modes) <= {Mode.VIDEO} else window.action_horizon
+    return max(actions, window.pictures_needed(time_stride))
+
+
 def require_lengths(dataset: Footage, window: Window, modes: Collection[Mode], time_stride: int = 1) -> None:
-    """Raises ValueError when an episode cannot hold one latent frame of future and, where any of the modes knows
-    actions, one action chunk.
-    """
-    actions = 0 if set(modes) == {Mode.VIDEO} else window.action_horizon
-    needed = max(actions, window.pictures_needed(time_stride))
+    """Raises ValueError when an episode has fewer than `frames_needed`."""
+    needed = frames_needed(window, modes, time_stride)
     for episode in dataset.episodes:
         if episode.length < needed:
             raise ValueError(

@@ -18,22 +18,30 @@ from actwam.data.info import ACTION, CONFIDENCE, COPY_AGAIN, STATE, Info
 from actwam.data.problem import Problem
 from actwam.data.tables import REWRITE, Rows
 
+MANY_ROWS = 100_000
+"""Above so many rows the columns of a file are read side by side; below, starting that takes longer than reading."""
 _UNFINISHED = "the recording was not closed or the copy is incomplete: copy it again or record again"
 
 
-def read_parquet(path: Path, columns: Sequence[str], max_rows: int) -> pa.Table:
-    """These columns of a parquet file. Raises ValueError if it is missing, cut off or too long."""
+def read_parquet(path: Path, columns: Sequence[str], max_rows: int, either: Sequence[str] = ()) -> pa.Table:
+    """These columns of a parquet file, and behind them the first that it has of `either`, if it has one.
+
+    Raises ValueError if it is missing, cut off or too long.
+    """
     if not path.is_file():
         raise ValueError(Problem(file=path, what="file is missing", fix=COPY_AGAIN))
     try:
         with pq.ParquetFile(path) as file:
-            missing = [column for column in columns if column not in file.schema_arrow.names]
+            names = file.schema_arrow.names  # made anew whenever it is asked for
+            missing = [column for column in columns if column not in names]
             if missing:
                 raise ValueError(Problem(file=path, what=f"columns {missing} are missing", fix=REWRITE))
             if file.metadata.num_rows > max_rows:
                 what = f"file has {file.metadata.num_rows} rows, info.json allows {max_rows}"
                 raise ValueError(Problem(file=path, what=what, fix=REWRITE))
-            return file.read(columns=list(columns))
+            more = [name for name in either if name in names][:1]
+            several = file.metadata.num_rows > MANY_ROWS
+            return file.read(columns=[*columns, *more], use_threads=several)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         if "footer" in reason or "magic bytes" in reason or "file size" in reason.lower():

@@ -35,8 +35,35 @@ def partial_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process. The system releases it however the process ends."""
+def made_once(folder: Path) -> Iterator[Path | None]:
+    """Yield `<folder>.partial`, empty, and rename it to `folder` at the end of the block; or None when `folder` exists.
+
+    A process that comes while another one writes waits for it. An exception in the block removes what was written.
+    """
+    if folder.exists():
+        yield None
+        return
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    with locked(partial, wait=True):
+        if folder.exists():  # it was renamed meanwhile
+            yield None
+            return
+        partial.mkdir(exist_ok=True)  # who wrote before has failed and removed it
+        _clear(partial)
+        try:
+            yield partial
+            partial.rename(folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the folder for this process, when others leave it if `wait`. The system releases it however the process
+    ends.
+    """
     if sys.platform == "win32":  # an open file cannot be deleted there, so clearing fails on its own
         yield
         return
@@ -45,7 +72,7 @@ def locked(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise ValueError(f"{folder}: another process is writing it now; wait for it or stop it") from error
         yield

@@ -14,6 +14,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+Kind = Literal[
+    "format",
+    "video",
+    "finite",
+    "range",
+    "time",
+    "length",
+    "statistics",
+    "outlier",
+    "idle",
+    "duplicate",
+    "gripper",
+    "units",
+    "swapped",
+    "black",
+    "frozen",
+]
+"""What is wrong, for programs: "format" are files that cannot be read or contradict each other."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -28,6 +47,12 @@ class Problem:
     frame: int | None = None
     key: str | None = None
     severity: Literal["error", "warning"] = "error"
+    kind: Kind = "format"
+
+    @property
+    def of_files(self) -> bool:
+        """Whether files are broken, and not what they say of state, action and time."""
+        return self.kind in ("format", "video")
 
     def __str__(self) -> str:
         place = [
@@ -39,7 +64,7 @@ class Problem:
         return f"{where}{self.what}; {self.fix}"
 
     def to_json(self) -> dict[str, Any]:
-        fields = ("severity", "what", "episode", "frame", "key", "fix")
+        fields = ("kind", "severity", "what", "episode", "frame", "key", "fix")
         return {"file": str(self.file), **{name: getattr(self, name) for name in fields}}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 
+from actwam.data.tables import Clip
 from actwam.data.video import opened
 
 
@@ -38,6 +39,15 @@ def copyable(path: Path, firsts: Sequence[int]) -> VideoFormat | None:
     ordered = whole and all(now < then for now, then in pairwise(stamps))
     entered = ordered and all(first < len(packets) and packets[first].is_keyframe for first in firsts)
     return found if entered else None
+
+
+def common_format(clips: Iterable[Clip]) -> VideoFormat | None:
+    """The format of all files of these clips, if all of them can be cut out, and have the same; else None."""
+    firsts: dict[Path, list[int]] = {}
+    for clip in clips:
+        firsts.setdefault(clip.path, []).append(clip.first_frame)
+    formats = {copyable(path, frames) for path, frames in firsts.items()}
+    return formats.pop() if len(formats) == 1 else None
 
 
 class VideoCopy:

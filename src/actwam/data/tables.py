@@ -15,12 +15,13 @@ from jaxtyping import Float32, Float64, Int64
 
 from actwam.data.info import COPY_AGAIN, Info
 from actwam.data.problem import Problem, Reporter, reported
+from actwam.data.shelf import HERE, Shelf
 from actwam.data.video import index_video
 
 REWRITE = "write the dataset again with its recording tool"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
     """Where the frames of one episode begin in a video file, in seconds, as the episode table says. In v2.x, where
     a file holds one episode, that is 0."""
@@ -29,15 +30,17 @@ class Span:
     from_timestamp: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EpisodeRow:
-    """One row of the episode table: rows `start` to `start + length` of the dataset are in `data_file`."""
+    """One row of the episode table: rows `start` to `start + length` of the dataset are in `data_file`. `tasks` are the
+    sentences that the list of v2.x gives it."""
 
     index: int
     length: int
     start: int
     data_file: Path
     spans: Mapping[str, Span]
+    tasks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +60,9 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """All tables. `tasks` is None, or a data file absent from `rows`, only if that was reported."""
+    """All tables. `tasks` is None, or a data file absent from `rows`, only if that was reported, or if no data file was
+    to be read.
+    """
 
     episode_file: Path
     tasks: Mapping[int, str] | None
@@ -65,7 +70,7 @@ class Tables:
     rows: Mapping[Path, Rows]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
     """The frames of one episode in a video file: `first_frame` and those that follow."""
 
@@ -75,33 +80,49 @@ class Clip:
 
 def examine(tables: Tables, info: Info, report: Reporter) -> None:
     """Report every broken rule of structure: order, counts, lengths, indexes, tasks."""
-    _examine_episodes(tables, info, report)
-    lengths: dict[Path, list[int]] = {}
+    examine_episodes(tables, info, report)
+    for file, members in data_files(tables):
+        if file in tables.rows:
+            examine_file(file, members, tables.rows[file], tables.tasks, report)
+
+
+def data_files(tables: Tables) -> Iterator[tuple[Path, list[EpisodeRow]]]:
+    """Every data file with its episodes, both in the order of the rows."""
+    members: dict[Path, list[EpisodeRow]] = {}
     for episode in tables.episodes:
-        lengths.setdefault(episode.data_file, []).append(episode.length)
-    for file, rows in tables.rows.items():
-        announced = sum(lengths[file])
-        if announced != len(rows.index):
-            what = f"file has {len(rows.index)} rows, its {len(lengths[file])} episodes announce {announced}"
-            report(Problem(file=file, what=what, fix=REWRITE))
-    for episode, file, rows in episode_rows(tables):
-        _examine_rows(episode, file, rows, tables.tasks, report)
+        members.setdefault(episode.data_file, []).append(episode)
+    yield from members.items()
+
+
+def examine_file(
+    file: Path, members: Sequence[EpisodeRow], rows: Rows, tasks: Mapping[int, str] | None, report: Reporter
+) -> None:
+    """Report every broken rule in the rows of one data file."""
+    announced = sum(episode.length for episode in members)
+    if announced != len(rows.index):
+        what = f"file has {len(rows.index)} rows, its {len(members)} episodes announce {announced}"
+        report(Problem(file=file, what=what, fix=REWRITE))
+    for episode, part in _parts(members, rows):
+        _examine_rows(episode, file, part, tasks, report)
 
 
 def episode_rows(tables: Tables) -> Iterator[tuple[EpisodeRow, Path, Rows]]:
     """Every episode whose data file could be read, with its rows, fewer if the file is too short."""
-    used: dict[Path, int] = {}
-    for episode in tables.episodes:
-        file = episode.data_file
-        if file not in tables.rows:
-            continue
-        first = used.get(file, 0)
-        used[file] = first + episode.length
-        part = {name: array[first : used[file]] for name, array in vars(tables.rows[file]).items()}
-        yield episode, file, Rows(**part)
+    for file, members in data_files(tables):
+        if file in tables.rows:
+            for episode, part in _parts(members, tables.rows[file]):
+                yield episode, file, part
 
 
-def locate_clips(tables: Tables, info: Info, report: Reporter) -> dict[int, dict[str, Clip]]:
+def _parts(members: Sequence[EpisodeRow], rows: Rows) -> Iterator[tuple[EpisodeRow, Rows]]:
+    first = 0
+    for episode in members:
+        last = first + episode.length
+        yield episode, Rows(**{name: array[first:last] for name, array in vars(rows).items()})
+        first = last
+
+
+def locate_clips(tables: Tables, info: Info, report: Reporter, shelf: Shelf = HERE) -> dict[int, dict[str, Clip]]:
     """For every episode and camera (by name), where its frames are. An episode comes after all earlier ones.
 
     The frame number is the sum of the earlier lengths in the same file. If the time stamp disagrees, the
@@ -121,11 +142,12 @@ def locate_clips(tables: Tables, info: Info, report: Reporter) -> dict[int, dict
             if round(span.from_timestamp * info.fps) != first:
                 moved.setdefault(span.path, (episode, first))
         for path, first_episode in owner.items():
-            if not path.is_file():
+            if not shelf.holds(path):
                 what = "video file is missing"
                 report(Problem(file=path, key=camera.name, episode=first_episode, what=what, fix=COPY_AGAIN))
         for path, (episode, first) in moved.items():
-            if path.is_file():
+            if shelf.holds(path):
+                shelf.bring(path)
                 with reported(report, key=camera.name, episode=episode.index):
                     _settle(path, camera.name, episode, first, used[path], info.fps, report)
     return clips
@@ -160,7 +182,8 @@ def _settle(path: Path, camera: str, episode: EpisodeRow, first: int, total: int
     )
 
 
-def _examine_episodes(tables: Tables, info: Info, report: Reporter) -> None:
+def examine_episodes(tables: Tables, info: Info, report: Reporter) -> None:
+    """Report every broken rule in the list of episodes."""
     file, start = tables.episode_file, 0
     for position, episode in enumerate(tables.episodes):
         if episode.index != position:

@@ -6,7 +6,7 @@ needed to prepare an observation and to read an action.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any, Literal, get_args
@@ -125,12 +125,18 @@ def layout_of(robot: Embodiment, height: int, width: int, resample: Resample = "
 
     Raises ValueError when the height does not divide into the rows, or, for the T, the width into halves.
     """
-    names = tuple(robot.cameras)
+    return layout_of_slots(tuple(robot.cameras), height, width, resample, f"embodiment {robot.name}")
+
+
+def layout_of_slots(
+    names: Sequence[str], height: int, width: int, resample: Resample = "area", whose: str = "a layout"
+) -> ViewLayout:
+    """The usual picture of these slots, as `layout_of`; errors begin with `whose`."""
     is_t = set(names) == {"head", "left", "right"}
     rows = 2 if is_t else len(names)
     if height % rows or (is_t and width % 2):
         shape = "a head above two halves" if is_t else f"{rows} equal rows"
-        raise ValueError(f"embodiment {robot.name}: a picture of {height} x {width} does not divide into {shape}")
+        raise ValueError(f"{whose}: a picture of {height} x {width} does not divide into {shape}")
     if is_t:
         return t_layout(width, height // 2, height // 2, resample)
     row = height // rows

@@ -6,8 +6,8 @@ episode.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -23,14 +23,12 @@ class _Listed:
 
     index: int
     length: int
-    tasks: list[str]
+    tasks: tuple[str, ...]
 
 
-def read_tables(info: Info, report: Reporter) -> Tables | None:
-    """All tables of the dataset, or None when the list of episodes cannot be read, which was then reported.
-
-    Where the list and a file disagree about the length of an episode, that is reported and the length of the
-    file is used: with the other one, every later episode would seem to begin at a wrong row.
+def plan(info: Info, report: Reporter) -> Tables | None:
+    """All tables but the rows of the data files, with the lengths that the list of episodes gives, or None when that
+    list cannot be read, which was then reported.
     """
     list_file = info.folder / "meta" / "episodes.jsonl"
     tasks, listed = None, None
@@ -41,21 +39,54 @@ def read_tables(info: Info, report: Reporter) -> Tables | None:
     if listed is None:
         return None
     episodes: list[EpisodeRow] = []
-    rows: dict[Path, Rows] = {}
     start = 0
     for one in listed:
         place = {"episode_chunk": one.index // info.chunks_size, "episode_index": one.index}
-        file = info.path_of(info.data_path, **place)
         videos = {c.name: info.path_of(info.video_path, video_key=c.key, **place) for c in info.cameras}
-        spans = {camera: Span(video, from_timestamp=0.0) for camera, video in videos.items()}
-        length = one.length
-        with reported(report, episode=one.index):
-            found = rows[file] = read_rows(file, info)
-            length = len(found.index)
-            _compare(one, list_file, found, file, tasks, report)
-        episodes.append(EpisodeRow(index=one.index, length=length, start=start, data_file=file, spans=spans))
-        start += length
-    return Tables(episode_file=list_file, tasks=tasks, episodes=tuple(episodes), rows=rows)
+        episodes.append(
+            EpisodeRow(
+                index=one.index,
+                length=one.length,
+                start=start,
+                data_file=info.path_of(info.data_path, **place),
+                spans={camera: Span(video, from_timestamp=0.0) for camera, video in videos.items()},
+                tasks=one.tasks,
+            )
+        )
+        start += one.length
+    return Tables(episode_file=list_file, tasks=tasks, episodes=tuple(episodes), rows={})
+
+
+def read_file(tables: Tables, info: Info, members: Sequence[EpisodeRow], report: Reporter) -> Rows | None:
+    """The rows of the data file of one episode, or None if it cannot be read; that, and where the list of episodes
+    contradicts them, is reported.
+    """
+    (one,), rows = members, None
+    with reported(report, episode=one.index):
+        rows = read_rows(one.data_file, info)
+        _compare(one, tables.episode_file, rows, tables.tasks, report)
+    return rows
+
+
+def read_tables(info: Info, report: Reporter) -> Tables | None:
+    """All tables of the dataset, or None when the list of episodes cannot be read, which was then reported.
+
+    Where the list and a file disagree about the length of an episode, that is reported and the length of the
+    file is used: with the other one, every later episode would seem to begin at a wrong row.
+    """
+    planned = plan(info, report)
+    if planned is None:
+        return None
+    episodes: list[EpisodeRow] = []
+    rows: dict[Path, Rows] = {}
+    start = 0
+    for one in planned.episodes:
+        found = read_file(planned, info, [one], report)
+        if found is not None:
+            rows[one.data_file] = found
+        episodes.append(replace(one, length=one.length if found is None else len(found.index), start=start))
+        start += episodes[-1].length
+    return replace(planned, episodes=tuple(episodes), rows=rows)
 
 
 def read_stats(path: Path) -> dict[int, dict[str, Any]]:
@@ -72,16 +103,14 @@ def read_stats(path: Path) -> dict[int, dict[str, Any]]:
     return stats
 
 
-def _compare(
-    one: _Listed, list_file: Path, rows: Rows, file: Path, tasks: Mapping[int, str] | None, report: Reporter
-) -> None:
+def _compare(one: EpisodeRow, list_file: Path, rows: Rows, tasks: Mapping[int, str] | None, report: Reporter) -> None:
     """Report where the list contradicts the rows; a `task_index` without a sentence is for `examine`."""
     if len(rows.index) != one.length:
         what = f"file has {len(rows.index)} rows, {list_file.name} says {one.length}"
-        report(Problem(file=file, episode=one.index, what=what, fix=REWRITE))
+        report(Problem(file=one.data_file, episode=one.index, what=what, fix=REWRITE))
     sentence = (tasks or {}).get(int(rows.task_index[0])) if len(rows.index) else None
     if sentence is not None and sentence not in one.tasks:
-        what = f"tasks are {str(one.tasks)[:80]}, the rows of the episode say {sentence!r}"
+        what = f"tasks are {str(list(one.tasks))[:80]}, the rows of the episode say {sentence!r}"
         report(Problem(file=list_file, episode=one.index, key="tasks", what=what, fix=REWRITE))
 
 
@@ -107,7 +136,7 @@ def _read_episodes(path: Path, total: int) -> list[_Listed]:
         if len(episodes) == total:
             what = f"line {line}: one episode more than the {total} of info.json"
             raise ValueError(Problem(file=path, what=what, fix=REWRITE))
-        episodes.append(_Listed(index, length, tasks))
+        episodes.append(_Listed(index, length, tuple(tasks)))
     if not episodes:
         raise ValueError(Problem(file=path, what="no episode is listed", fix=REWRITE))
     return sorted(episodes, key=lambda one: one.index)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -152,6 +152,34 @@ class VideoIndex:
         return float((self.stamps[-1] - self.stamps[0]) * self.tick)
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a file announces of its pictures; `frames` is None where it does not say how many there are."""
+
+    height: int
+    width: int
+    frames: int | None
+
+
+def read_header(path: Path) -> Header:
+    """Read the beginning and the end of a file, all of it if it cannot be entered there. Raises ValueError if it is
+    missing or was cut off.
+    """
+    if not path.is_file():
+        raise ValueError(Problem(file=path, what="video file is missing", fix=_COPY_AGAIN))
+    with opened(path) as (container, stream):
+        with suppress(FFmpegError):
+            container.seek(stream.duration or 0, stream=stream)
+        try:
+            last = [packet for packet in container.demux(stream) if packet.size]
+        except FFmpegError as error:
+            what = f"video is damaged or truncated ({error.strerror})"
+            raise ValueError(Problem(file=path, what=what, fix=_COPY_AGAIN)) from error
+        if not last or last[-1].is_corrupt:
+            raise ValueError(Problem(file=path, what="video is damaged or truncated at its end", fix=_COPY_AGAIN))
+        return Header(stream.height, stream.width, stream.frames or None)
+
+
 def index_video(path: Path) -> VideoIndex:
     """Read the index of a file, decoding nothing. Raises ValueError if it is missing or truncated."""
     if not path.is_file():
@@ -244,12 +272,16 @@ def _pick(path: Path, index: VideoIndex, wanted: list[int], seek: bool) -> UInt8
     return pictures
 
 
-def iterate_frames(path: Path) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Decode a whole file frame by frame. Raises ValueError with the file and the damaged frame."""
+def iterate_frames(path: Path, first: int = 0) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Decode a file frame by frame from frame `first` on. Raises ValueError with the file and the damaged frame."""
     index = index_video(path)
+    keyframe = index.keyframes[bisect_right(index.keyframes, first) - 1]
     with opened(path) as (container, stream):
-        for _, picture in _decoded(path, container, stream, index, start=0):
-            yield picture
+        if keyframe:
+            container.seek(index.stamps[keyframe], stream=stream)
+        for number, picture in _decoded(path, container, stream, index, start=keyframe):
+            if number >= first:
+                yield picture
 
 
 def _decoded(path: Path, container: Any, stream: Any, index: VideoIndex, start: int) -> Iterator[tuple[int, Any]]:

@@ -16,6 +16,7 @@ from actwam.sim.robot import metaworld_embodiment
 from actwam.sweep.space import Axis, read_space, usual_space
 from actwam.train.config import Recipe, StageConfig
 from actwam.train.datasets import open_datasets
+from actwam.train.mixtures import resolve
 
 PARTS = 4
 """A trial is measured after each of so many parts of its steps; losers are stopped after one and after two of them."""
@@ -106,7 +107,7 @@ def _require_playable(sweep: Sweep) -> None:
 
 def lasting(sweep: Sweep, heldout: LeRobotDataset) -> dict[str, Any]:
     """What must not change while a sweep goes on, as JSON. There may be more trials, and more may be promoted."""
-    recipe = sweep.recipe
+    recipe, folders = resolve(sweep.recipe, sweep.data, sweep.say)
     parts = {
         "name": recipe.name,
         "table": recipe.table.name,
@@ -116,7 +117,7 @@ def lasting(sweep: Sweep, heldout: LeRobotDataset) -> dict[str, Any]:
         "codec": recipe.codec and asdict(recipe.codec),
         "stages": [stage.to_json() for stage in recipe.stages],
     }
-    datasets = open_datasets(recipe, sweep.data)
+    datasets = open_datasets(recipe, folders, sweep.cache)
     return {
         "recipe": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
         "stage": sweep.swept.name,

@@ -32,6 +32,7 @@ class SourceConfig:
     Video of something that is none of the recipe's robots may say with `view` which of its cameras fill which slots;
     without one, a single camera fills the picture. `fps` is how many rows a second it has; without it, as many as the
     robots have. Of actions that were inferred (`actwam label`), windows below `min_confidence` on average are left out.
+    An episode that is too short for a window is an error, or is left out with `leave_short`.
     """
 
     dataset: str
@@ -40,6 +41,7 @@ class SourceConfig:
     min_confidence: float = 0.0
     view: View | None = None
     fps: int | None = None
+    leave_short: bool = False
 
     def __post_init__(self) -> None:
         if self.mode is not Mode.VIDEO and (self.view, self.fps) != (None, None):
@@ -148,6 +150,9 @@ class StageConfig:
         settings = asdict(self)
         if not self.objective.action_prefix:
             del settings["objective"]["action_prefix"], settings["objective"]["prefix_share"]
+        for source in settings["sources"]:
+            if not source["leave_short"]:
+                del source["leave_short"]
         return settings
 
 

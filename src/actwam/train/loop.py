@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,19 +14,22 @@ from typing import Any
 import torch
 
 from actwam.checkpoint import Checkpoint, checkpoints, load
+from actwam.data.dataset import Footage
 from actwam.data.loader import Mixture
 from actwam.data.partial import locked
 from actwam.memory import require
 from actwam.train.adapt import adapt, published
 from actwam.train.config import Precision, Recipe, StageConfig
-from actwam.train.datasets import open_datasets
+from actwam.train.datasets import open_datasets, short_episodes
 from actwam.train.distill import Teacher
 from actwam.train.feed import Feed
 from actwam.train.memory import own_need
 from actwam.train.metrics import Tracker, Watch, open_metrics
+from actwam.train.mixtures import resolve
 from actwam.train.parallel import World, joined
 from actwam.train.prepare import Progress, initial, mixture, require_recipe
 from actwam.train.saving import LATEST, Saver, newest_whole, read_state
+from actwam.train.sound import require_sound
 from actwam.train.state import TrainState, learning_rate
 from actwam.train.step import NotFinite, train_step
 
@@ -68,7 +71,8 @@ class Run:
 
 
 def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | None = None) -> Path:
-    """Train the stages of a recipe one after another, or `only` one; each starts from the stage before it.
+    """Train the stages of a recipe one after another, or `only` one; each starts from the stage before it. `data` are
+    folders, datasets of the Hub and mixtures, by the names that the recipe gives them (`train.mixtures.resolve`).
 
     Where `torchrun` started several processes, they train together (`train.parallel`), and all call this.
 
@@ -77,40 +81,47 @@ def train(recipe: Recipe, data: Mapping[str, Path], run: Run, *, only: str | Non
     processes, on a folder that already holds a run (unless `run.resume`), and on a loss that is not finite.
     """
     with joined(run.device, run.shard) as (world, device):
-        if not world.first:
-            run = replace(run, progress=_unseen, say=_unheard)
-        datasets = open_datasets(recipe, data)
+        here = Here(run if world.first else replace(run, progress=_unseen, say=_unheard), world, device)
+        recipe, data = resolve(recipe, data, here.run.say)
+        datasets = open_datasets(recipe, data, run.cache)
+        if world.first:
+            require_sound(recipe, datasets, run.cache, run.say)
         wanted = range(len(recipe.stages)) if only is None else [recipe.stage(only)]
-        require_memory(recipe, [recipe.stages[i] for i in wanted], Here(run, world, device))
+        require_memory(recipe, [recipe.stages[i] for i in wanted], here)
         folders = [run.out / f"{i + 1}-{stage.name}" for i, stage in enumerate(recipe.stages)]
         for i in wanted:
-            stage = recipe.stages[i]
-            if checkpoints(folders[i]) and not run.resume:
-                raise ValueError(
-                    f"{folders[i]}: holds checkpoints already; resume with --resume, or choose another folder"
-                )
-            resumed = newest_whole(folders[i], world, run.say)
-            if resumed:
-                start = resumed[1]
-                require_recipe(start, recipe, resumed[0])
-                require_stage(start, stage, resumed[0])
-                if step_of(resumed[0]) == stage.steps:
-                    continue
-            elif i:
-                source = finished(folders[i - 1], recipe.stages[i - 1], stage)
-                start = load(source)
-                require_recipe(start, recipe, source)
-            else:
-                start = initial(recipe, datasets, run.cache, run.progress, device)
-                world.require_same(fitted(start))
-            batches = mixture(stage, start, datasets, run.cache, run.progress, device)
-            folders[i].mkdir(parents=True, exist_ok=True)
-            with ExitStack() as stack:
-                if world.first:
-                    stack.enter_context(locked(folders[i]))
-                train_stage(recipe, stage, start, batches, folders[i], Here(run, world, device), resumed and resumed[0])
-                world.wait()
+            _train_one(recipe, i, datasets, folders, here)
     return folders[wanted[-1]]
+
+
+def _train_one(
+    recipe: Recipe, number: int, datasets: Mapping[str, Footage], folders: Sequence[Path], here: Here
+) -> None:
+    """A stage from where it was left, from the end of the one before, or from the beginning."""
+    run, world, stage, folder = here.run, here.world, recipe.stages[number], folders[number]
+    if checkpoints(folder) and not run.resume:
+        raise ValueError(f"{folder}: holds checkpoints already; resume with --resume, or choose another folder")
+    resumed = newest_whole(folder, world, run.say)
+    if resumed:
+        source, start = resumed
+        require_recipe(start, recipe, source)
+        require_stage(start, stage, source)
+        if step_of(source) == stage.steps:
+            return
+    elif number:
+        source = finished(folders[number - 1], recipe.stages[number - 1], stage)
+        start = load(source)
+        require_recipe(start, recipe, source)
+    else:
+        start = initial(recipe, datasets, run.cache, run.progress, here.device)
+        world.require_same(fitted(start))
+    for name, short in short_episodes(stage, datasets, start.window, start.codec.time_stride).items():
+        run.say(f"{name}: {short} of {len(datasets[name].episodes)} episodes are too short and left out")
+    batches = mixture(stage, start, datasets, run.cache, run.progress, here.device)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder) if world.first else nullcontext():
+        train_stage(recipe, stage, start, batches, folder, here, resumed and resumed[0])
+        world.wait()
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def fit_codec(
     """A codec fitted on frames spread evenly over all datasets, the same ones every time."""
     total = sum(len(dataset.state) for dataset in datasets.values())
     every = -(-total // config.fit_frames)  # rounded up: at most `fit_frames`
-    pictures = []
+    pictures, done, episodes = [], 0, sum(len(dataset.episodes) for dataset in datasets.values())
     for name, dataset in datasets.items():
         view = views[name]
         for episode in dataset.episodes:
@@ -107,7 +107,8 @@ def fit_codec(
                 piece = rows[first : first + PIECE_FRAMES]
                 images = {camera: dataset.frames(camera, episode.index, piece) for camera in view.cameras.values()}
                 pictures.append(view.picture(images))
-            progress(f"codec: frames of {name}", episode.index + 1, len(dataset.episodes))
+            done += 1
+            progress("codec: frames", done, episodes)
     frames = torch.from_numpy(np.concatenate(pictures))
     return PatchPCACodec.fit(frames, patch=config.patch, channels=config.channels)
 
@@ -208,13 +209,23 @@ def mixture(
 ) -> Mixture:
     """The batches of a stage, from cached latents; `device` encodes those that are not cached yet."""
     robots = [_robot_of(checkpoint.robots, datasets[source.dataset], source.mode) for source in stage.sources]
-    latents = {}
+    modes: dict[str, set[Mode]] = {}
     for source in stage.sources:
-        if source.dataset not in latents:
-            modes = {other.mode for other in stage.sources if other.dataset == source.dataset}
-            latents[source.dataset] = encode_dataset(
-                datasets[source.dataset], checkpoint, cache, progress, device, view=source.view, modes=modes
-            )
+        modes.setdefault(source.dataset, set()).update(() if source.leave_short else (source.mode,))
+    total, before = sum(len(datasets[name].state) for name in modes), 0
+    latents: dict[str, Latents] = {}
+    for source in stage.sources:
+        if source.dataset in latents:
+            continue
+
+        def counted(what: str, done: int, rows: int, before: int = before) -> None:
+            progress("latents", before + done, total)
+
+        dataset = datasets[source.dataset]
+        latents[source.dataset] = encode_dataset(
+            dataset, checkpoint, cache, counted, device, view=source.view, modes=modes[source.dataset]
+        )
+        before += len(dataset.state)
     sources = [
         Source(
             datasets[source.dataset],
@@ -225,6 +236,7 @@ def mixture(
             source.weight,
             checkpoint.future,
             source.min_confidence,
+            source.leave_short,
         )
         for source, robot in zip(stage.sources, robots, strict=True)
     ]
@@ -242,14 +254,15 @@ def encode_dataset(
     modes: Collection[Mode] = (Mode.POLICY,),
 ) -> Latents:
     """The latents of a dataset, from `cache` or encoded once on `device`; keyed by dataset, codec, layout and cameras.
-    `view` is that of its source, `modes` what its samples are for.
+    `view` is that of its source, `modes` what its samples are for, where none may be too short.
 
     Raises ValueError, before anything is encoded, when an episode is too short for the window, or its instruction empty
     or too long.
     """
     stride = checkpoint.codec.time_stride
     view = view_of(dataset, view, {robot.embodiment.name: robot.view for robot in checkpoint.robots})
-    require_lengths(dataset, checkpoint.window, modes, stride)
+    if modes:
+        require_lengths(dataset, checkpoint.window, modes, stride)
     _embed_instructions(dataset, checkpoint.text)
 
     def encode(pictures: UInt8[np.ndarray, "B T H W 3"]) -> Float32[np.ndarray, "B Z F h w"]:
@@ -264,7 +277,7 @@ def encode_dataset(
         offsets=checkpoint.window.future_offsets,
         key=f"{checkpoint.codec.digest()} {view.layout} {dict(view.cameras)}",
         root=cache,
-        progress=lambda done, total: progress(f"latents of {dataset.folder.name}", done, total),
+        progress=lambda done, total: progress("latents", done, total),
     )
     checkpoint.codec.to(CPU)  # training needs the memory of the device for itself
     return latents

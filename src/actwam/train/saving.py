@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
@@ -112,7 +113,8 @@ def read_state(world: World, state: Mapping[str, Tensor], folder: Path) -> None:
     Raises ValueError when it holds other tensors.
     """
     reader = HuggingFaceStorageReader(str(folder / TRAIN_STATE))
-    found = {name: tuple(each.size) for name, each in reader.read_metadata().state_dict_metadata.items()}
+    sizes: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+    found = {name: tuple(each.size) for name, each in sizes.items()}
     if found != {name: tuple(tensor.shape) for name, tensor in state.items()}:
         raise ValueError(f"{folder}: {TRAIN_STATE} does not hold the tensors of this model; start the stage again")
     dcp.load(dict(state), storage_reader=reader, process_group=world.writers, no_dist=world.mesh is None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,9 @@ class Lesson:
         return self._mapped(lambda tensor: tensor[i : i + 1], replace(self.text, rows=self.text.rows[i : i + 1]))
 
     def _mapped(self, apply: Callable[[Tensor], Tensor], text: Instructions) -> Lesson:
-        parts = {name: {group: apply(value) for group, value in part.items()} for name, part in self.noisy.tensors()}
+        parts: dict[str, Any] = {
+            name: {group: apply(value) for group, value in part.items()} for name, part in self.noisy.tensors()
+        }
         return Lesson(replace(self.noisy, **parts), text, apply(self.embodiment))
 
 
