@@ -57,7 +57,7 @@ def table(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
     del found["provenance"]
     for one in (*found["trials"], *found["promoted"]):
-        del one["seconds"]
+        del one["seconds"], one["commit"]
     return found
 
 

@@ -14,6 +14,7 @@ import tiny
 from optuna.trial import TrialState
 
 from actwam import cli
+from actwam.checkpoint import load
 from actwam.objective import ObjectiveConfig
 from actwam.recipes.metaworld import laptop
 from actwam.sweep.halving import Halving
@@ -159,3 +160,19 @@ def test_usual_numbers_are_those_of_a_stage() -> None:
     stage = replace(tiny.stage(), ema_decay=None)
     assert "ema_decay" not in numbers(stage)
     assert numbers(stage)["action_weight"] == 5.0
+
+
+def test_train_takes_numbers_of_a_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    squares = tiny.write_dataset(tmp_path / "squares", tiny.robot())
+    words = ["actwam", "train", "sweeps:recipe", "--data", "squares", squares, "--out", tmp_path / "run"]
+    words += ["--set", "steps", 6, "learning_rate", 1e-3, "action_weight", 2]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code, capsys.readouterr().err
+    config = load(tmp_path / "run" / "2-align").trained["config"]
+    assert (config["steps"], config["warmup_steps"], config["learning_rate"]) == (6, 1, 1e-3)
+    assert config["objective"]["action_weight"] == 2.0
+    assert load(tmp_path / "run" / "1-look").trained["config"]["steps"] == 2
