@@ -50,9 +50,10 @@ ALLOWED = {
     "convert": f"{LOWER} recipes.gwp",
     "parity": f"{LOWER} recipes.gwp",
     "study": f"{MIDDLE} provenance labels",
+    "sweep": f"{MIDDLE} provenance study.statistics",
     "report": f"{MIDDLE} provenance study",
     "demo": f"{MIDDLE} provenance report",
-    "commands": f"{MIDDLE} remote provenance convert parity doctor report demo console inverse labels study",
+    "commands": f"{MIDDLE} remote provenance convert parity doctor report demo console inverse labels study sweep",
     "cli": "commands console",
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import tyro
 
-from actwam.commands import acting, bench, datasets, labelling, machine, official, serving, study, training
+from actwam.commands import acting, bench, datasets, labelling, machine, official, serving, study, sweep, training
 from actwam.console import stderr
 
 COMMANDS: dict[str, Callable[..., int]] = {
@@ -20,6 +20,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "export": official.export,
     "parity": official.parity,
     "train": training.train,
+    "sweep": sweep.sweep,
     "verify": training.verify,
     "memory": training.memory,
     "label": labelling.label,

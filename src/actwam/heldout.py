@@ -28,7 +28,7 @@ class HeldOut:
     """Of `windows` windows. `action_error` is the mean absolute difference in standard deviations of the trained
     action, over the dimensions that move; `by_step` the same for each action of a chunk, K; `by_dimension` the mean
     absolute difference in the robot's units; `psnr` of the futures that the recorded actions bring, in dB, None without
-    a future.
+    a future. `by_window` has the episode of each window and its error, whose mean is `action_error`.
     """
 
     windows: int
@@ -36,6 +36,7 @@ class HeldOut:
     by_step: tuple[float, ...]
     by_dimension: dict[str, float]
     psnr: float | None
+    by_window: tuple[tuple[int, float], ...]
 
     def metrics(self) -> dict[str, float]:
         """As numbers with names, for logs."""
@@ -71,7 +72,7 @@ def held_out(
             futures, _ = imagine_clips(policy, clips, SEED + first, condition_of(policy))
             psnrs += [quality.psnr(clip.future, video).mean() for clip, video in zip(clips, futures, strict=True)]
         progress(len(errors), len(places))
-    return _summary(policy, np.abs(np.stack(errors)), psnrs)
+    return _summary(policy, np.abs(np.stack(errors)), psnrs, [episode for episode, _ in places])
 
 
 def windows_of(policy: Policy, dataset: LeRobotDataset) -> list[tuple[int, int]]:
@@ -84,7 +85,9 @@ def windows_of(policy: Policy, dataset: LeRobotDataset) -> list[tuple[int, int]]
     return found
 
 
-def _summary(policy: Policy, differences: Float[np.ndarray, "n K a"], psnrs: list[float]) -> HeldOut:
+def _summary(
+    policy: Policy, differences: Float[np.ndarray, "n K a"], psnrs: list[float], episodes: list[int]
+) -> HeldOut:
     scaled = deviations(differences, policy.robot)
     return HeldOut(
         windows=len(differences),
@@ -92,4 +95,5 @@ def _summary(policy: Policy, differences: Float[np.ndarray, "n K a"], psnrs: lis
         by_step=tuple(scaled.mean((0, 2)).tolist()),
         by_dimension=dict(zip(policy.robot.embodiment.action_names, differences.mean((0, 1)).tolist(), strict=True)),
         psnr=float(np.mean(psnrs)) if psnrs else None,
+        by_window=tuple(zip(episodes, scaled.mean((1, 2)).tolist(), strict=True)),
     )

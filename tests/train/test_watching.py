@@ -161,6 +161,8 @@ def test_held_out_errors_are_those_of_every_window(data: Path) -> None:
     assert found.windows == len(windows_of(policy, dataset)) > 3
     assert found.action_error == pytest.approx(again.action_error, rel=1e-4)
     assert len(found.by_step) == tiny.HORIZON
+    assert [episode for episode, _ in found.by_window] == [episode for episode, _ in windows_of(policy, dataset)]
+    assert sum(error for _, error in found.by_window) / found.windows == pytest.approx(found.action_error)
     assert set(found.by_dimension) == set(dataset.action_names)
     assert found.psnr is not None
     assert set(found.metrics()) >= {"heldout_action_error", "heldout_psnr", "heldout_error_of_step_0"}

@@ -9,7 +9,7 @@ from contextlib import redirect_stderr
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 import tyro
 from tyro.conf import Positional
@@ -33,6 +33,7 @@ def train(
     start: Path | None = None,
     robots: tuple[Path, ...] = (),
     options: dict[str, str] | None = None,
+    settings: Annotated[dict[str, float] | None, tyro.conf.arg(name="set")] = None,
     stage: str | None = None,
     resume: bool = False,
     cache: Path | None = None,
@@ -55,6 +56,7 @@ def train(
         start: A checkpoint to start from, for recipes that take one: what `actwam import` wrote, or a training run.
         robots: YAML files of the robots, for recipes that take any.
         options: Other arguments of the recipe: --options align_steps 2000 general_steps 500
+        settings: Other numbers of the last stage, or of --stage, and of its loss: --set learning_rate 5e-4
         stage: Train this stage only, from the checkpoint of the stage before it.
         resume: Go on from the newest checkpoint.
         cache: Folder of cached latents; OUT/cache if not given.
@@ -70,6 +72,7 @@ def train(
     """
     from actwam.train.loop import Run
     from actwam.train.loop import train as run
+    from actwam.train.settings import with_settings
 
     with progress_bars() as report:
         where = Run(
@@ -85,7 +88,8 @@ def train(
             progress=report,
             say=lambda text: stderr.print(text, markup=False, highlight=False),
         )
-        folder = run(find_recipe(recipe, options or {}, start, robots, tuple(data)), data, where, only=stage)
+        found = find_recipe(recipe, options or {}, start, robots, tuple(data))
+        folder = run(with_settings(found, stage, settings or {}), data, where, only=stage)
     if os.environ.get("RANK", "0") == "0":
         print(folder)
     return 0
