@@ -106,7 +106,7 @@ def trained(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest
     family = FAMILIES[name]
     stage = tiny.stage(
         sources=tuple(SourceConfig(dataset="squares", mode=mode) for mode in family.modes),
-        steps=STEPS, batch_size=16, checkpoint_every=STEPS, learning_rate=1e-2, final_learning_rate=3e-3,
+        steps=STEPS, batch_size=48, seed=2, checkpoint_every=STEPS, learning_rate=1e-2, final_learning_rate=3e-3,
     )  # fmt: skip
     model = tiny.config(experts, embodiments=1, precondition=True)
     recipe = tiny.recipe(stage, table=family.table, window=family.window, model=model)
