@@ -106,7 +106,7 @@ def trained(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest
     family = FAMILIES[name]
     stage = tiny.stage(
         sources=tuple(SourceConfig(dataset="squares", mode=mode) for mode in family.modes),
-        steps=STEPS, batch_size=16, checkpoint_every=STEPS, learning_rate=1e-2, final_learning_rate=3e-3,
+        steps=STEPS, batch_size=48, checkpoint_every=STEPS, learning_rate=1e-2, final_learning_rate=3e-3,
     )  # fmt: skip
     model = tiny.config(experts, embodiments=1, precondition=True)
     recipe = tiny.recipe(stage, table=family.table, window=family.window, model=model)
@@ -136,7 +136,7 @@ def test_the_loss_falls(trained: Trained, data: Path, tmp_path: Path) -> None:
     )
     assert len(losses) == len(others) == STEPS
     assert losses[0] == others[0]
-    assert np.mean(losses[-6:]) < 0.95 * np.mean(others[-6:])
+    assert np.mean(losses[-6:]) < 0.97 * np.mean(others[-6:])
     parts = {name for line in read_metrics(trained.folder / "metrics.jsonl") for name in line if "loss_" in name}
     assert parts == {"loss_action", *(["loss_future"] if trained.family.condition else [])}
 
