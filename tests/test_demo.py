@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from actwam import cli
+from actwam.checkpoint import newest
 from actwam.policy import Policy
 
 RESULT_KEYS = {
@@ -176,8 +177,8 @@ def test_a_changed_byte_is_refused(policy: Path, tmp_path: Path) -> None:
     import shutil
 
     copy = tmp_path / "copy"
-    shutil.copytree(policy, copy)
-    weights = next(copy.rglob("model.safetensors"))
+    shutil.copytree(policy, copy, symlinks=True)
+    weights = newest(copy) / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)

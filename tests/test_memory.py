@@ -206,7 +206,8 @@ def test_training_is_refused_before_anything_is_made(tmp_path: Path, monkeypatch
         train(tiny.recipe(), {"squares": data}, where)
     assert said[0].startswith("memory of stage align\n")
     assert "moving average" in said[0]
-    assert {path.name for path in tmp_path.iterdir()} == {"squares"}
+    assert {path.name for path in tmp_path.iterdir()} == {"squares", "cache"}
+    assert not list((tmp_path / "cache").rglob("latents*"))
 
 
 def test_acting_needs_the_weights_and_little_else() -> None:

@@ -49,9 +49,8 @@ def train(
 
     Args:
         recipe: MODULE.FUNCTION in actwam.recipes, such as metaworld.laptop, or any importable MODULE:FUNCTION.
-        data: The datasets the recipe names: --data demos FOLDER general FOLDER ... A folder of video files may be one
-            that the recipe uses for video alone. Instead of a folder: hub:ORG/NAME@REVISION for a dataset of the Hub,
-            stream:... to remove its videos once they are encoded, or the YAML file of a mixture of many datasets.
+        data: The datasets the recipe names: --data demos FOLDER general FOLDER ... Instead of a folder:
+            hub:ORG/NAME@REVISION, stream:ORG/NAME (keeps no video), or the YAML file of a mixture.
         out: Folder of the run; every stage has a folder in it.
         start: A checkpoint to start from, for recipes that take one: what `actwam import` wrote, or a training run.
         robots: YAML files of the robots, for recipes that take any.
@@ -60,13 +59,11 @@ def train(
         stage: Train this stage only, from the checkpoint of the stage before it.
         resume: Go on from the newest checkpoint.
         cache: Folder of cached latents; OUT/cache if not given.
-        device: Where to train: cpu, cuda, cuda:1. Processes that torchrun started each take a GPU of their own.
-        shard: Cut each copy of the model among so many processes (HSDP); among all if not given (FSDP).
-        micro_batch: Samples that a process computes at once; a batch is added up of them. All at once if not given.
-        held_out: A dataset of the robot that is not trained on. Checkpoints are measured on all of it: action error by
-            dimension and step, PSNR of the future. `best` is the one with the lowest error.
-        closed_loop: MetaWorld tasks to play with every checkpoint that is measured, ten episodes each. `best` is then
-            the one with the highest success rate, and of equal ones that with the lowest error.
+        device: Where to train: cpu, cuda, cuda:1. Behind torchrun, cuda is a GPU for each process.
+        shard: Processes that share one copy of the model; all if not given.
+        micro_batch: Samples that a process computes at once; all if not given.
+        held_out: Measure checkpoints on this dataset; `best` has the lowest action error.
+        closed_loop: Play these MetaWorld tasks too; `best` has the highest success rate.
         examine_every: Of how many checkpoints one is measured.
         tracker: Log to TensorBoard or Weights & Biases too; metrics.jsonl is always written.
     """
