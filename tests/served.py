@@ -12,7 +12,8 @@ import torch
 from websockets.sync.client import ClientConnection, connect
 
 from actwam.data.embodiment import Embodiment
-from actwam.data.normalize import Normalizer, compute_stats
+from actwam.data.normalize import Normalizer
+from actwam.data.quantiles import compute_stats
 from actwam.data.transforms import RobotTransform
 from actwam.policy import Policy
 from actwam.serve.server import PolicyServer, ServerConfig, running

@@ -20,7 +20,8 @@ from tiny_text import text_encoder
 from actwam import cli
 from actwam.checkpoint import load, save
 from actwam.convert import ImportConfig, export_model, import_model
-from actwam.data.normalize import Normalizer, compute_stats
+from actwam.data.normalize import Normalizer
+from actwam.data.quantiles import compute_stats
 from actwam.data.transforms import FutureTransform
 from actwam.model.weights import ActionSide
 from actwam.policy import Policy

@@ -349,7 +349,7 @@ def test_windows_below_the_confidence_are_left_out(
     assert made.confidence is not None
     trust = np.where(np.arange(len(made.action)) % 7 == 0, 0.1, 0.9).astype(np.float32)
     dataset = replace(made, confidence=trust)
-    latents = Latents(made.folder, np.zeros((len(trust), 1, tiny.CHANNELS, 2, 4), np.float16))
+    latents = Latents(made.folder, [np.zeros((len(trust), 1, tiny.CHANNELS, 2, 4), np.float16)])
 
     def source(mode: Mode, least: float) -> Source:
         return Source(dataset, latents, policy.robot, lamps.WINDOW, mode, min_confidence=least)

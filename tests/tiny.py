@@ -20,7 +20,8 @@ from actwam.checkpoint import Checkpoint
 from actwam.data.embodiment import Embodiment
 from actwam.data.episode import Episode
 from actwam.data.loader import Window
-from actwam.data.normalize import Normalizer, compute_stats
+from actwam.data.normalize import Normalizer
+from actwam.data.quantiles import compute_stats
 from actwam.data.transforms import RobotTransform, t_layout
 from actwam.data.writer import DatasetWriter
 from actwam.draws import Draws

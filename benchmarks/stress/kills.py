@@ -23,6 +23,7 @@ from actwam.train.loop import Run, train
 from actwam.train.saving import LATEST
 from benchmarks.stress.host import figure
 
+CONTEXT = multiprocessing.get_context("forkserver")
 STEPS, EVERY = 60, 10
 """Of a run, and from one checkpoint to the next."""
 LONGEST = 4.0
@@ -30,18 +31,21 @@ LONGEST = 4.0
 
 
 def run(n: int, seed: int) -> dict[str, Any]:
-    """Kill `n` processes, at moments drawn from `seed`; runs that end are compared with one that nobody touched."""
+    """Kill `n` processes, at moments drawn from `seed`; the last run is let come to its end. Runs that do are compared
+    with one that nobody touched.
+    """
     counts, lost = Counter[str](), list[int]()
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         collect(root / "demos", tasks=("drawer-open-v3",), episodes_per_task=2, image_size=(128, 128), workers=1)
-        _child(root, "whole").join()
+        done = CONTEXT.Value("i", 0)
+        _child(root, "whole", done).join()
         expected = load(root / "whole").model.state_dict()
-        number = 0
-        while counts["killed"] < n:
+        number, ended = 0, True
+        while (counts["killed"] < n or not ended) and not counts["failed"]:
             name = f"run{number}"
-            ended, here = _killed(root, name, draw.uniform(0, LONGEST))
+            ended, here = _killed(root, name, draw.uniform(0, LONGEST) if counts["killed"] < n else None)
             counts.update(here)
             lost += [here["lost"]] if here["killed"] else []
             if ended:
@@ -91,17 +95,18 @@ def _train(root: Path, name: str, done: Any) -> None:
     train(recipe, data, replace(where, progress=progress))
 
 
-def _child(root: Path, name: str, done: Any = None) -> multiprocessing.process.BaseProcess:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.stress.kills"])
-    child = context.Process(target=_train, args=(root, name, done or context.Value("i", 0)))
+def _child(root: Path, name: str, done: Any) -> multiprocessing.process.BaseProcess:
+    CONTEXT.set_forkserver_preload(["benchmarks.stress.kills"])
+    child = CONTEXT.Process(target=_train, args=(root, name, done))
     child.start()
     return child
 
 
-def _killed(root: Path, name: str, after: float) -> tuple[bool, Counter[str]]:
-    """Train, and kill it if it has not ended by then. Whether it has, and what was seen."""
-    done = multiprocessing.get_context("forkserver").Value("i", 0)
+def _killed(root: Path, name: str, after: float | None) -> tuple[bool, Counter[str]]:
+    """Train, and kill it if it has not ended after so many seconds, if any are given. Whether it has, and what was
+    seen.
+    """
+    done = CONTEXT.Value("i", 0)
     child = _child(root, name, done)
     child.join(after)
     counts = Counter[str]()

@@ -25,7 +25,8 @@ from actwam.data.dataset import LeRobotDataset
 from actwam.data.episode import Episode
 from actwam.data.latents import Latents
 from actwam.data.loader import Mixture, Source
-from actwam.data.normalize import Normalizer, compute_stats
+from actwam.data.normalize import Normalizer
+from actwam.data.quantiles import compute_stats
 from actwam.data.transforms import RobotTransform
 from actwam.data.writer import DatasetWriter
 from actwam.recipes.metaworld import laptop
@@ -89,7 +90,7 @@ def _datasets(root: Path) -> dict[str, Any]:
     weights = {source.dataset: source.weight for source in one.stages[0].sources}
     blank = np.broadcast_to(np.float16(0), (EPISODES * LENGTH, 1, 1, 1, 1))
     sources = [
-        Source(dataset, Latents(dataset.folder, blank), transform, recipe.window, Mode.POLICY, weights[name])
+        Source(dataset, Latents(dataset.folder, [blank]), transform, recipe.window, Mode.POLICY, weights[name])
         for name, dataset in datasets.items()
     ]
     batch = Mixture(sources, 64, 0).batch(7)

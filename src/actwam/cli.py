@@ -19,6 +19,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "import": official.import_,
     "export": official.export,
     "parity": official.parity,
+    "prepare": training.prepare,
     "train": training.train,
     "sweep": sweep.sweep,
     "verify": training.verify,

@@ -19,7 +19,8 @@ from actwam.data import clips
 from actwam.data.check import check
 from actwam.data.clips import CAMERA, Clips, at_rate, holds_clips, nearest, open_clips
 from actwam.data.dataset import LeRobotDataset
-from actwam.data.latents import cache_latents
+from actwam.data.latents import Encoding
+from actwam.data.partial import share
 from actwam.data.transforms import Slot, View, ViewLayout, whole_picture
 from actwam.data.video import write_video
 
@@ -152,17 +153,17 @@ def test_latents_of_clips_of_any_size_are_those_of_their_pictures(tmp_path: Path
     asked: list[int | None] = []
     real = Clips.videos
 
-    def counted(self: Clips, camera: str, most: int | None = None) -> object:
+    def counted(self: Clips, camera: str, most: int, episodes: range) -> object:
         asked.append(most)
-        return real(self, camera, most)
+        return real(self, camera, most, episodes)
 
     monkeypatch.setattr(Clips, "videos", counted)
 
     def means(pictures: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(pictures.mean((2, 3, 4), dtype=np.float32)[:, None, :, None, None] / 255)
 
-    latents = cache_latents(
-        found,
+    encoding = Encoding(
+        dataset=found,
         cameras=("video",),
         compose=view.picture,
         encode=means,
@@ -171,12 +172,14 @@ def test_latents_of_clips_of_any_size_are_those_of_their_pictures(tmp_path: Path
         key="means",
         root=tmp_path / "cache",
     )
+    share(encoding.jobs)
+    (array,) = encoding.open().pieces
     assert asked == [8]
-    assert latents.array.shape == (10 + 17 + 5, 1, 1, 1, 1)
+    assert array.shape == (10 + 17 + 5, 1, 1, 1, 1)
     for episode in found.episodes:
         whole = view.picture({"video": found.frames("video", episode.index, np.arange(episode.length))})
         rows = slice(episode.start, episode.start + episode.length)
-        assert np.array_equal(latents.array[rows], means(whole[:, None]).astype(np.float16))
+        assert np.array_equal(array[rows], means(whole[:, None]).astype(np.float16))
 
 
 def test_a_dataset_at_another_rate(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Source:
     dataset = LeRobotDataset.open(tiny.write_dataset(folder, tiny.robot(1), length=9))
     rows = np.arange(len(dataset.state), dtype=np.float16)
     array = np.broadcast_to(rows[:, None, None, None, None], (len(rows), 1, 2, 1, 1)).copy()
-    return Source(dataset, Latents(folder, array), tiny.transform(tiny.robot(1)), WINDOW, Mode.POLICY)
+    return Source(dataset, Latents(folder, [array]), tiny.transform(tiny.robot(1)), WINDOW, Mode.POLICY)
 
 
 def test_history_is_what_the_dataset_holds_and_does_not_begin_before_the_episode(made: Source) -> None:
@@ -76,7 +76,7 @@ def test_a_codec_that_compresses_time_shows_past_pictures_alone(made: Source) ->
     rows = np.arange(len(made.dataset.state), dtype=np.float16)[:, None] + np.array([0, 100, 200], np.float16)
     array = np.broadcast_to(rows[:, :, None, None, None], (len(rows), 3, 2, 1, 1)).copy()
     window = Window(action_horizon=4, future_offsets=(1, 2, 3, 4), history_offsets=(-4, -2))
-    latents = Latents(Path("pairs"), array, 2, (1, 2, 3, 4))
+    latents = Latents(Path("pairs"), [array], 2, (1, 2, 3, 4))
     batch = Source(made.dataset, latents, made.transform, window, Mode.POLICY).batch(np.array([5]))
     assert batch.history[0, 0, :, 0, 0].tolist() == [1, 3]
     assert batch.latents[0, 0, :, 0, 0].tolist() == [5, 105, 205]

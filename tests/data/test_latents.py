@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from actwam.data import latents as latents_module
 from actwam.data.dataset import LeRobotDataset
-from actwam.data.latents import Latents, _require_space, cache_latents
+from actwam.data.latents import Encoding, Latents, _require_space
+from actwam.data.partial import share
 from actwam.data.video import iterate_frames
 
 CAMERAS = ("wrist_left", "front")
@@ -49,7 +51,18 @@ def build(dataset: LeRobotDataset, root: Path, **changes) -> Latents:
         "key": "shrink 8",
         "root": root,
     }
-    return cache_latents(dataset, **arguments | changes)
+    encoding = Encoding(dataset=dataset, **arguments | changes)
+    share(encoding.jobs)
+    return encoding.open()
+
+
+def every_row(latents: Latents) -> np.ndarray:
+    return np.concatenate(list(latents.pieces))
+
+
+def left(root: Path) -> list[Path]:
+    """Files of a cache."""
+    return [path for path in root.rglob("*") if path.is_file()]
 
 
 def never(clips: np.ndarray) -> np.ndarray:
@@ -67,7 +80,7 @@ def dataset(written: Path) -> LeRobotDataset:
 
 def test_latents_are_those_of_the_frames(dataset: LeRobotDataset, tmp_path: Path) -> None:
     latents = build(dataset, tmp_path)
-    assert latents.array.shape == (100, 1, 3, 4, 12)
+    assert every_row(latents).shape == (100, 1, 3, 4, 12)
     for episode in dataset.episodes:
         expected = shrink(pictures(dataset, episode.index)[None]).astype(np.float16)
         starts = episode.start + np.arange(episode.length)
@@ -96,7 +109,7 @@ def test_a_codec_that_compresses_time_has_the_window_of_every_row(
         return pair(clips)
 
     latents = build(dataset, tmp_path, encode=encode, time_stride=2, offsets=offsets)
-    assert latents.array.shape == (100, 3, 3, 4, 12)
+    assert every_row(latents).shape == (100, 3, 3, 4, 12)
     assert max(together) == {1: 1, 12: 2, 1000: 31}[batch_frames]
     for episode in dataset.episodes:
         whole = pictures(dataset, episode.index)
@@ -107,7 +120,7 @@ def test_a_codec_that_compresses_time_has_the_window_of_every_row(
         assert np.array_equal(latents.window(episode.start + starts, last, offsets), expected)
     again = build(dataset, tmp_path, encode=never, time_stride=2, offsets=offsets)
     assert (again.time_stride, again.offsets) == (2, offsets)
-    assert np.array_equal(again.array, latents.array)
+    assert np.array_equal(every_row(again), every_row(latents))
 
 
 def test_other_offsets_are_encoded_anew_only_where_windows_are_cached(dataset, tmp_path: Path) -> None:
@@ -139,12 +152,12 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_encoded(
         return shrink(clips)
 
     if fits:
-        assert build(dataset, tmp_path, encode=encode).array.nbytes == 28_800
+        assert every_row(build(dataset, tmp_path, encode=encode)).nbytes == 28_800
         return
     with pytest.raises(ValueError, match=r"the latents need 0\.0 GB, the disk has 0\.0 GB free; free some"):
         build(dataset, tmp_path, encode=encode)
     assert calls == [10]
-    assert list(tmp_path.iterdir()) == []
+    assert left(tmp_path) == []
 
 
 def test_disk_space_is_told_in_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,8 +169,8 @@ def test_disk_space_is_told_in_gigabytes(tmp_path: Path, monkeypatch: pytest.Mon
 def test_each_video_is_decoded_once_and_never_again(dataset, tmp_path: Path, monkeypatch) -> None:
     decoded, encoded = [], []
 
-    def counting(path: Path) -> Iterator[np.ndarray]:
-        for picture in iterate_frames(path):
+    def counting(path: Path, first: int) -> Iterator[np.ndarray]:
+        for picture in iterate_frames(path, first):
             decoded.append(path)
             yield picture
 
@@ -168,7 +181,67 @@ def test_each_video_is_decoded_once_and_never_again(dataset, tmp_path: Path, mon
     assert encoded == [(24, 100), (55, 100), (75, 100), (100, 100)]
     second = build(dataset, tmp_path, encode=never)
     assert len(decoded) == 200
-    assert np.array_equal(first.array, second.array)
+    assert np.array_equal(every_row(first), every_row(second))
+
+
+@pytest.mark.parametrize(("time_stride", "offsets"), [(1, ()), (2, (1, 3, 4, 9))])
+def test_pieces_hold_what_one_array_would(
+    dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, time_stride: int, offsets: tuple[int, ...]
+) -> None:
+    """Windows of all rows, asked for together and in any order, from four pieces of one episode and from one of all."""
+    how = {"encode": shrink if time_stride == 1 else pair, "time_stride": time_stride, "offsets": offsets}
+    whole_one = build(dataset, tmp_path / "one", **how)
+    monkeypatch.setattr(latents_module, "PIECE_ROWS", 20)
+    cut = build(dataset, tmp_path / "cut", **how)
+    assert (len(whole_one.pieces), len(cut.pieces)) == (1, 4)
+    starts = np.random.default_rng(0).permutation(100)
+    last = np.array([next(e.start + e.length - 1 for e in dataset.episodes if e.start + e.length > s) for s in starts])
+    for asked in (offsets, *([(2, 5)] if time_stride == 1 else [])):
+        assert np.array_equal(cut.window(starts, last, asked), whole_one.window(starts, last, asked))
+    past = np.maximum(last[:, None] - np.array([6, 3]), 0)
+    past = np.minimum(past, last[:, None])
+    assert np.array_equal(cut.single(past[:, 1:]), whole_one.single(past[:, 1:]))
+    assert cut.single(past[:, :0]).shape == (100, 3, 0, 4, 12)
+    with pytest.raises(ValueError, match="not all within the 100 cached ones"):
+        cut.window(rows(100), rows(200), offsets)
+
+
+def test_what_is_left_after_a_failure_goes_on_piece_by_piece(
+    dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latents_module, "PIECE_ROWS", 20)
+    encoded: list[int] = []
+
+    def fails(clips: np.ndarray) -> np.ndarray:
+        if len(encoded) == 3:
+            raise RuntimeError("out of memory")
+        encoded.append(len(clips))
+        return shrink(clips)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        build(dataset, tmp_path, encode=fails)
+    encoded.clear()
+    decoded: list[int] = []
+    real = LeRobotDataset.videos
+
+    def counted(self: LeRobotDataset, camera: str, most: int, episodes: range) -> object:
+        decoded.extend(episodes)
+        return real(self, camera, most, episodes)
+
+    monkeypatch.setattr(LeRobotDataset, "videos", counted)
+    found = build(dataset, tmp_path, encode=lambda clips: encoded.append(len(clips)) or shrink(clips))
+    assert sorted(set(decoded)) == [e.index for e in dataset.episodes if e.index not in (0, 1, 2)]
+    assert np.array_equal(every_row(found), every_row(build(dataset, tmp_path / "other")))
+
+
+def test_pieces_of_other_sizes_are_refused(dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents_module, "PIECE_ROWS", 20)
+
+    def cropped(clips: np.ndarray) -> np.ndarray:
+        return shrink(clips)[:, :, :, : 1 + len(clips) % 2]
+
+    with pytest.raises(ValueError, match=r"episode 1: latents of shape .* after others of .*; all episodes need one"):
+        build(dataset, tmp_path, encode=cropped)
 
 
 def test_another_key_or_dataset_is_another_cache(dataset, dataset_folder: Path, tmp_path: Path) -> None:
@@ -201,8 +274,8 @@ def test_a_failure_leaves_no_cache(dataset: LeRobotDataset, tmp_path: Path) -> N
 
     with pytest.raises(RuntimeError, match="out of memory"):
         build(dataset, tmp_path, encode=fails)
-    assert list(tmp_path.iterdir()) == []
-    assert build(dataset, tmp_path).array.shape == (100, 1, 3, 4, 12)
+    assert left(tmp_path) == []
+    assert every_row(build(dataset, tmp_path)).shape == (100, 1, 3, 4, 12)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +298,7 @@ def test_a_failure_leaves_no_cache(dataset: LeRobotDataset, tmp_path: Path) -> N
 def test_codecs_that_do_not_fit_are_refused(dataset, tmp_path: Path, encode, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         build(dataset, tmp_path, encode=encode)
-    assert list(tmp_path.iterdir()) == []
+    assert left(tmp_path) == []
 
 
 def damage_byte(folder: Path) -> None:
@@ -255,6 +328,6 @@ def other_sheet(**changes) -> object:
     ],
 )
 def test_a_damaged_cache_is_refused_with_what_to_do(dataset, tmp_path: Path, damage, message: str) -> None:
-    damage(build(dataset, tmp_path).folder)
+    damage(next(build(dataset, tmp_path).folder.iterdir()))
     with pytest.raises(ValueError, match=message):
         build(dataset, tmp_path)

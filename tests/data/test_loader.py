@@ -29,14 +29,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> LeRobotDataset:
 def numbered(dataset: LeRobotDataset) -> Latents:
     """Latents that say which row they are of."""
     rows = np.arange(len(dataset.state), dtype=np.float16)
-    return Latents(dataset.folder, np.broadcast_to(rows[:, None, None, None, None], (len(rows), 1, 2, 1, 1)).copy())
+    return Latents(dataset.folder, [np.broadcast_to(rows[:, None, None, None, None], (len(rows), 1, 2, 1, 1)).copy()])
 
 
 def paired(dataset: LeRobotDataset, offsets: tuple[int, ...]) -> Latents:
     """As a codec that makes one latent of two frames: the present, then two latents that say which is which."""
     rows = np.arange(len(dataset.state), dtype=np.float16)[:, None]
     array = np.broadcast_to((rows + np.array([0, 100, 200]))[:, :, None, None, None], (len(rows), 3, 2, 1, 1))
-    return Latents(dataset.folder, array.astype(np.float16), 2, offsets)
+    return Latents(dataset.folder, [array.astype(np.float16)], 2, offsets)
 
 
 def source(dataset: LeRobotDataset, mode: Mode = Mode.POLICY, weight: float = 1.0, window: Window = WINDOW) -> Source:
@@ -282,8 +282,16 @@ def test_impossible_windows_are_refused(horizon: int, offsets: tuple[int, ...]) 
         Window(action_horizon=horizon, future_offsets=offsets)
 
 
-def test_statistics_use_chunks_that_lie_in_their_episode(dataset: LeRobotDataset) -> None:
-    state, chunks = action_chunks(dataset, WINDOW)
+@pytest.mark.parametrize(("block", "count"), [(1 << 20, 1), (5 * tiny.HORIZON * 2, 5), (1, 21)])
+def test_statistics_use_chunks_that_lie_in_their_episode(
+    dataset: LeRobotDataset, monkeypatch: pytest.MonkeyPatch, block: int, count: int
+) -> None:
+    monkeypatch.setattr("actwam.data.loader.BLOCK", block)
+    blocks = list(action_chunks(dataset, WINDOW))
+    state, chunks = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     assert len(state) == len(chunks) == 6 + 7 + 8
     assert np.array_equal(state[6], dataset.state[9])  # the first row of episode 1
     assert np.array_equal(chunks[5], dataset.action[5:9])  # the last chunk of episode 0
+    assert len(blocks) == count
+    some = np.concatenate([part for part, _ in action_chunks(dataset, WINDOW, range(1, 2))])
+    assert np.array_equal(state[6:13], some)

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actwam.data.normalize import Normalizer, NormStats, compute_stats
+from actwam.data.normalize import Normalizer, NormStats
+from actwam.data.quantiles import compute_stats
 
 NAMES = ("x", "y", "gripper")
 

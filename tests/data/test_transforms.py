@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from actwam.data.normalize import Normalizer, compute_stats
+from actwam.data.normalize import Normalizer
+from actwam.data.quantiles import compute_stats
 from actwam.data.transforms import (
     FutureTransform,
     RobotTransform,
@@ -21,7 +22,6 @@ from actwam.data.transforms import (
     ViewLayout,
     absolute,
     fit,
-    fit_normalizers,
     layout_of,
     relative,
     t_layout,
@@ -198,30 +198,6 @@ def test_what_the_model_says_in_padded_dimensions_does_not_matter() -> None:
     noisy = inside.copy()
     noisy[..., 2] = 1e9
     assert np.array_equal(robot.robot_action(noisy, state), robot.robot_action(inside, state))
-
-
-def test_statistics_are_those_of_the_action_as_the_model_sees_it() -> None:
-    robot = tiny.robot(1)
-    random = np.random.default_rng(0)
-    state = random.normal(size=(400, 3)).astype(np.float32) * 100
-    chunks = state[:, None, :2] + random.normal(size=(400, 4, 2)).astype(np.float32)
-    of_state, of_action = fit_normalizers(state, chunks, robot, mode="mean_std")
-    assert 90 < of_state.stats.std[0] < 110
-    assert 0.9 < of_action.stats.std[0] < 1.1  # not 100: the delta is what was measured
-    assert of_action.stats.count == 1600
-    transform = RobotTransform(robot, tiny.LAYOUT, of_state, of_action, 3, 3)
-    inside = transform.model_action(chunks, state)
-    assert abs(float(inside[..., :2].mean())) < 0.01
-    assert float(inside[..., :2].std()) == pytest.approx(1, abs=0.02)
-
-
-def test_a_dimension_with_zero_range_is_refused_by_name() -> None:
-    state, chunks = (
-        np.ones((9, 3), np.float32),
-        np.random.default_rng(0).normal(size=(9, 4, 2)).astype(np.float32),
-    )
-    with pytest.raises(ValueError, match=r"x \(dimension 0\) is 1 in all 9 rows: zero range"):
-        fit_normalizers(state, chunks, tiny.robot(1, delta_mask=(False, False)))
 
 
 def test_a_robot_wider_than_the_model_is_refused() -> None:

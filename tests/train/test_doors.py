@@ -10,7 +10,9 @@ import tiny
 
 from actwam.data.dataset import LeRobotDataset
 from actwam.data.writer import DatasetWriter
-from actwam.train.prepare import encode_dataset, fit_robots
+from actwam.train.config import SourceConfig
+from actwam.train.prepare import encode, fit_robots
+from actwam.types import Mode
 
 
 def test_an_instruction_that_cannot_be_read_is_found_before_anything_is_encoded(tmp_path: Path) -> None:
@@ -21,9 +23,10 @@ def test_an_instruction_that_cannot_be_read_is_found_before_anything_is_encoded(
             long = "one two three four five six seven"
             writer.add_episode(replace(episode, instruction=long) if number else episode)
     dataset = LeRobotDataset.open(folder)
-    checkpoint = tiny.checkpoint(robots=fit_robots(tiny.recipe(), {"squares": dataset}))
+    checkpoint = tiny.checkpoint(robots=fit_robots(tiny.recipe(), {"squares": dataset}, tmp_path / "statistics"))
+    sources = [SourceConfig(dataset="squares", mode=Mode.POLICY)]
     with pytest.raises(ValueError, match=r"data: episode 1: instruction has 7 words, this model reads 1 to 6"):
-        encode_dataset(dataset, checkpoint, tmp_path / "cache", lambda *_: None)
+        encode(sources, checkpoint, {"squares": dataset}, tmp_path / "cache", lambda *_: None)
     assert not (tmp_path / "cache").exists()
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from actwam.checkpoint import Checkpoint, Setup, load, read_setup, save
 from actwam.data.dataset import LeRobotDataset
 from actwam.data.embodiment import Embodiment
-from actwam.data.normalize import Normalizer, compute_stats
+from actwam.data.normalize import Normalizer
+from actwam.data.quantiles import compute_stats
 from actwam.data.transforms import RobotTransform
 from actwam.model.projectors import EmbodimentLinear
 from actwam.model.transformer import WorldActionTransformer
@@ -313,26 +314,30 @@ def ranged(actions: np.ndarray, **how: Any) -> RobotTransform:
     return replace(tiny.transform(OLD), action=Normalizer(compute_stats(actions, OLD.action_names), **how))
 
 
-def test_numbers_far_from_the_statistics_that_stay_are_refused(data: dict[str, Path]) -> None:
+def test_numbers_far_from_the_statistics_that_stay_are_refused(data: dict[str, Path], tmp_path: Path) -> None:
     dataset, window = LeRobotDataset.open(data["old"]), tiny.checkpoint().window
-    require_range(ranged(dataset.action), dataset, window, Path("start"))
-    require_range(ranged(dataset.action * 5 + 3), dataset, window, Path("start"))
+    require_range(ranged(dataset.action), dataset, window, Path("start"), tmp_path)
+    require_range(ranged(dataset.action * 5 + 3), dataset, window, Path("start"), tmp_path)
     with pytest.raises(ValueError, match=r"old: action: x reaches 58 times the range .* refit robot_0") as error:
         require_range(
-            ranged(dataset.action * np.array([np.pi / 180, 1, 1], np.float32)), dataset, window, Path("start")
+            ranged(dataset.action * np.array([np.pi / 180, 1, 1], np.float32)),
+            dataset,
+            window,
+            Path("start"),
+            tmp_path,
         )
     assert "\n" not in str(error.value)
 
 
-def test_a_dimension_that_stood_still_may_not_begin_to_move(data: dict[str, Path]) -> None:
+def test_a_dimension_that_stood_still_may_not_begin_to_move(data: dict[str, Path], tmp_path: Path) -> None:
     """It would be held at its constant, whatever the demonstrations show."""
     dataset, window = LeRobotDataset.open(data["old"]), tiny.checkpoint().window
     still = dataset.action.copy()
     still[:, 2] = 0.5
     robot = ranged(still, constant="center")
     with pytest.raises(ValueError, match=r"old: action: grip moves, and stands still at 0.5 in the statistics"):
-        require_range(robot, dataset, window, Path("start"))
-    require_range(robot, replace(dataset, action=still), window, Path("start"))
+        require_range(robot, dataset, window, Path("start"), tmp_path / "moving")
+    require_range(robot, replace(dataset, action=still), window, Path("start"), tmp_path / "still")
 
 
 def test_a_kept_robot_goes_through_stages_and_resuming(start: Path, data: dict[str, Path], tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_auto_precision_is_one_of_two_and_a_choice_is_kept() -> None:
 def one_batch(data: Path, checkpoint: Checkpoint) -> Batch:
     dataset = LeRobotDataset.open(data)
     array = np.random.default_rng(0).normal(size=(len(dataset.state), 1, tiny.CHANNELS, 2, 4)).astype(np.float16)
-    latents = Latents(data, array)
+    latents = Latents(data, [array])
     return Mixture([Source(dataset, latents, checkpoint.robots[0], checkpoint.window, Mode.POLICY)], 4, 0).batch(0)
 
 

@@ -12,8 +12,9 @@ import tiny
 import torch
 
 from actwam import checkpoint as checkpoint_module
-from actwam.checkpoint import save
+from actwam.checkpoint import Checkpoint, save
 from actwam.data.dataset import LeRobotDataset
+from actwam.data.latents import Latents
 from actwam.data.loader import Window
 from actwam.data.transforms import FutureTransform, ViewLayout, layout_of, t_layout
 from actwam.data.writer import DatasetWriter
@@ -41,6 +42,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "more": tiny.write_dataset(root / "more", tiny.robot(0), episodes=2, length=20),
         "other": tiny.write_dataset(root / "other", tiny.robot(1)),
     }
+
+
+def encoded(dataset: LeRobotDataset, checkpoint: Checkpoint, cache: Path) -> Latents:
+    return prepare.encode(sources(it=Mode.POLICY), checkpoint, {"it": dataset}, cache, silent)["it"]
+
+
+def whole(latents: Latents) -> np.ndarray:
+    return np.concatenate(list(latents.pieces))
 
 
 def sources(**modes: Mode) -> tuple[SourceConfig, ...]:
@@ -97,35 +106,35 @@ def test_a_dimension_that_never_moves_is_refused_by_name(tmp_path: Path) -> None
         writer.add_episode(one)
     datasets = open_datasets(tiny.recipe(), {"squares": tmp_path / "still"})
     with pytest.raises(ValueError, match=r"grip \(dimension 2\) is 0.5 in all 44 rows: zero range"):
-        fit_robots(tiny.recipe(), datasets)
-    (robot,) = fit_robots(tiny.recipe(constant="center"), datasets)
+        fit_robots(tiny.recipe(), datasets, tmp_path)
+    (robot,) = fit_robots(tiny.recipe(constant="center"), datasets, tmp_path)
     assert robot.model_action(one.action[:4], one.state[0])[:, 2].tolist() == [0, 0, 0, 0]
 
 
-def test_statistics_come_from_what_teaches_actions(folders: dict[str, Path]) -> None:
+def test_statistics_come_from_what_teaches_actions(folders: dict[str, Path], tmp_path: Path) -> None:
     both = tiny.stage(sources=sources(squares=Mode.POLICY, more=Mode.VIDEO))
     datasets = open_datasets(tiny.recipe(both), folders)
-    (robot,) = fit_robots(tiny.recipe(both), datasets)
+    (robot,) = fit_robots(tiny.recipe(both), datasets, tmp_path)
     rows = sum(length - tiny.HORIZON + 1 for length in (14, 15, 16))
     assert robot.state.stats.count == rows
     assert robot.action.stats.count == rows * tiny.HORIZON
-    (alone,) = fit_robots(tiny.recipe(), open_datasets(tiny.recipe(), folders))
+    (alone,) = fit_robots(tiny.recipe(), open_datasets(tiny.recipe(), folders), tmp_path)
     assert robot == alone
     world = tiny.stage(sources=sources(more=Mode.WORLD, squares=Mode.VIDEO))
-    (robot,) = fit_robots(tiny.recipe(world), open_datasets(tiny.recipe(world), folders))
+    (robot,) = fit_robots(tiny.recipe(world), open_datasets(tiny.recipe(world), folders), tmp_path)
     assert robot.state.stats.count == sum(length - tiny.HORIZON + 1 for length in (20, 21))
 
 
-def test_every_robot_has_statistics_of_its_own(folders: dict[str, Path]) -> None:
+def test_every_robot_has_statistics_of_its_own(folders: dict[str, Path], tmp_path: Path) -> None:
     robots = (tiny.robot(0), tiny.robot(1))
     stage = tiny.stage(sources=sources(squares=Mode.POLICY, other=Mode.POLICY))
     recipe = tiny.recipe(stage, robots=robots, model=tiny.config())
-    fitted = fit_robots(recipe, open_datasets(recipe, folders))
+    fitted = fit_robots(recipe, open_datasets(recipe, folders), tmp_path)
     assert [robot.embodiment.name for robot in fitted] == ["robot_0", "robot_1"]
     assert [len(robot.action.stats.names) for robot in fitted] == [3, 2]
     only = tiny.recipe(robots=robots, model=tiny.config())
     with pytest.raises(ValueError, match="no dataset of robot robot_1 to take statistics from"):
-        fit_robots(only, open_datasets(only, folders))
+        fit_robots(only, open_datasets(only, folders), tmp_path)
 
 
 @pytest.mark.parametrize(("limit", "frames"), [(1000, 45), (44, 23), (10, 9)])
@@ -159,9 +168,9 @@ def test_latents_are_encoded_once_and_again_for_another_codec(
     decoded: list[str] = []
     videos = LeRobotDataset.videos
 
-    def counted(self: LeRobotDataset, camera: str, most: int | None = None) -> object:
+    def counted(self: LeRobotDataset, camera: str, *how: object) -> object:
         decoded.append(camera)
-        return videos(self, camera, most)
+        return videos(self, camera, *how)
 
     monkeypatch.setattr(LeRobotDataset, "videos", counted)
     batches = [mixture(recipe.stages[0], checkpoint, datasets, tmp_path, silent).batch(0) for _ in range(2)]
@@ -178,7 +187,7 @@ def test_cached_latents_are_those_of_acting(folders: dict[str, Path], tmp_path: 
     datasets = open_datasets(recipe, folders)
     checkpoint = initial(recipe, datasets, tmp_path / "cache", silent)
     dataset, robot = datasets["squares"], checkpoint.robots[0]
-    latents = prepare.encode_dataset(dataset, checkpoint, tmp_path, silent)
+    latents = encoded(dataset, checkpoint, tmp_path)
     frame = {name: dataset.frames(name, 1, np.array([5])) for name in robot.embodiment.cameras.values()}
     served = checkpoint.codec.encode(torch.from_numpy(robot.picture(frame))[None])[0, :, 0]
     cached = latents.window(np.array([14 + 5]), np.array([28]), ())[0, :, 0]
@@ -189,22 +198,21 @@ def test_a_swapped_camera_is_encoded_anew(folders: dict[str, Path], tmp_path: Pa
     dataset = LeRobotDataset.open(folders["squares"])
     swapped = tiny.robot(cameras={"head": "front", "left": "wrist_right", "right": "wrist_left"})
     pair = [
-        prepare.encode_dataset(dataset, tiny.checkpoint(robots=(tiny.transform(each),)), tmp_path, silent)
-        for each in (tiny.robot(), swapped)
+        encoded(dataset, tiny.checkpoint(robots=(tiny.transform(each),)), tmp_path) for each in (tiny.robot(), swapped)
     ]
-    assert np.abs(pair[0].array[:, :, :, :1].astype(float) - pair[1].array[:, :, :, :1]).max() == 0  # the head
-    assert np.abs(pair[0].array[:, :, :, 1:].astype(float) - pair[1].array[:, :, :, 1:]).max() > 0.1
+    assert np.abs(whole(pair[0])[:, :, :, :1].astype(float) - whole(pair[1])[:, :, :, :1]).max() == 0  # the head
+    assert np.abs(whole(pair[0])[:, :, :, 1:].astype(float) - whole(pair[1])[:, :, :, 1:]).max() > 0.1
 
 
 @pytest.mark.parametrize("layout", [replace(tiny.LAYOUT, resample="bilinear"), SHORTER], ids=["resample", "slot"])
 def test_another_layout_is_encoded_anew(folders: dict[str, Path], tmp_path: Path, layout: ViewLayout) -> None:
     dataset, robot = LeRobotDataset.open(folders["squares"]), tiny.transform(tiny.robot())
     first, other = (
-        prepare.encode_dataset(dataset, tiny.checkpoint(robots=(replace(robot, layout=each),)), tmp_path, silent)
+        encoded(dataset, tiny.checkpoint(robots=(replace(robot, layout=each),)), tmp_path)
         for each in (tiny.LAYOUT, layout)
     )
     assert first.folder != other.folder
-    assert np.abs(first.array.astype(float) - other.array).max() > 0.1
+    assert np.abs(whole(first).astype(float) - whole(other)).max() > 0.1
 
 
 @dataclass(frozen=True)
@@ -298,7 +306,7 @@ def test_training_starts_from_a_checkpoint(
     assert batch.latents.shape == (8, tiny.CHANNELS, 3, 2, 4)
     assert batch.future_valid.shape == (8, 2)
     dataset, robot = datasets["squares"], made.robots[0]
-    latents = prepare.encode_dataset(dataset, made, tmp_path / "cache", silent)
+    latents = encoded(dataset, made, tmp_path / "cache")
     frames = np.array([5, 6, 7, 8, 9])
     views = {name: dataset.frames(name, 1, frames) for name in robot.embodiment.cameras.values()}
     direct = codec.encode(torch.from_numpy(robot.picture(views))[None]).numpy()
@@ -346,11 +354,11 @@ def test_a_future_that_does_not_fill_the_latents_of_the_codec_is_refused(
 def test_an_episode_too_short_for_a_latent_is_refused_before_anything_is_encoded(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "cache_latents", None)
+    monkeypatch.setattr(prepare, "share", None)
     window = Window(action_horizon=tiny.HORIZON, future_offsets=(1, 14))
     checkpoint = tiny.checkpoint(codec=tiny.PairCodec(tiny.codec()), window=window)
     with pytest.raises(ValueError, match="squares: episode 0 has 14 frames, fewer than the 15 of one window"):
-        prepare.encode_dataset(LeRobotDataset.open(folders["squares"]), checkpoint, tmp_path, silent)
+        encoded(LeRobotDataset.open(folders["squares"]), checkpoint, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -392,8 +400,5 @@ def test_every_robot_has_its_layout(folders: dict[str, Path], tmp_path: Path) ->
     other = replace(recipe, layouts=(t_layout(48, 8, 16), layouts[1]))
     with pytest.raises(ValueError, match="has not the view layouts of recipe tiny"):
         prepare.require_recipe(made, other, tmp_path)
-    folder = {
-        name: prepare.encode_dataset(LeRobotDataset.open(folders[name]), made, tmp_path, silent).folder
-        for name in ("squares", "other")
-    }
+    folder = {name: encoded(LeRobotDataset.open(folders[name]), made, tmp_path).folder for name in ("squares", "other")}
     assert len(set(folder.values())) == 2

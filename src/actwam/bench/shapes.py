@@ -15,7 +15,9 @@ from torch import Tensor
 from actwam.checkpoint import Checkpoint
 from actwam.data.embodiment import Embodiment
 from actwam.data.loader import Window
-from actwam.data.transforms import RobotTransform, ViewLayout, fit_normalizers, layout_of
+from actwam.data.normalize import Normalizer
+from actwam.data.quantiles import compute_stats
+from actwam.data.transforms import RobotTransform, ViewLayout, layout_of
 from actwam.memory import Encoding, Need, Tokens, acting_need
 from actwam.model.codec import Codec, PatchPCACodec, read_codec
 from actwam.model.config import TransformerConfig, two_experts
@@ -192,8 +194,13 @@ def random_policy(shape: Shape, *, device: str = "cpu", dtype: torch.dtype = tor
     random = np.random.default_rng(0)
     state = random.normal(size=(FIT_ON, len(robot.state_names))).astype(np.float32)
     chunks = random.normal(size=(FIT_ON, shape.window.action_horizon, len(robot.action_names))).astype(np.float32)
-    normalizers = fit_normalizers(state, chunks, robot)
-    transform = RobotTransform(robot, shape.layout, *normalizers, shape.model.state_width, shape.model.action_width)
+    of_state, of_action = (
+        Normalizer(compute_stats(rows, names))
+        for rows, names in ((state, robot.state_names), (chunks.reshape(-1, chunks.shape[-1]), robot.action_names))
+    )
+    transform = RobotTransform(
+        robot, shape.layout, of_state, of_action, shape.model.state_width, shape.model.action_width
+    )
     with torch.device("meta"):
         model = WorldActionTransformer(shape.model).eval().to(dtype)
     _draw(model.to_empty(device=place))

@@ -1,4 +1,4 @@
-"""Training: `train`."""
+"""Training: `train`, and what goes before and with it."""
 
 from __future__ import annotations
 
@@ -92,14 +92,50 @@ def train(
     return 0
 
 
+def prepare(
+    recipe: Positional[str],
+    *,
+    data: dict[str, Path],
+    cache: Path,
+    start: Path | None = None,
+    robots: tuple[Path, ...] = (),
+    options: dict[str, str] | None = None,
+    device: str = "cpu",
+) -> int:
+    """Do what train does before its first step: check data, take statistics, embed instructions, encode latents.
+
+    Start it as often as there are machines, GPUs or cores, all with one cache: they share the work. It ends when all is
+    done; one that was killed is started again.
+
+    Args:
+        recipe: As for train.
+        data: As for train.
+        cache: A folder that all see; give it to train too.
+        start: As for train.
+        robots: As for train.
+        options: As for train.
+        device: Where pictures are encoded: cpu, cuda, cuda:1.
+    """
+    from actwam.train.prepare import prepare as run
+
+    with progress_bars() as report:
+        run(
+            find_recipe(recipe, options or {}, start, robots, tuple(data)),
+            data,
+            cache,
+            device=device,
+            progress=report,
+            say=lambda text: stderr.print(text, markup=False, highlight=False),
+        )
+    print(cache)
+    return 0
+
+
 def examiner(held_out: Path | None, tasks: tuple[str, ...], device: str) -> Examine | None:
     """What measures checkpoints while they are trained; None where nothing is asked."""
     from actwam.data.dataset import LeRobotDataset
     from actwam.heldout import held_out as measure
     from actwam.policy import Policy
-    from actwam.recipes.metaworld import EXECUTE_HORIZON, IMAGE_SIZE
-    from actwam.sim.results import evaluate
-    from actwam.sim.rollout import rollout
 
     if held_out is None and not tasks:
         return None
@@ -108,6 +144,10 @@ def examiner(held_out: Path | None, tasks: tuple[str, ...], device: str) -> Exam
     def examine(checkpoint: Path) -> dict[str, float]:
         policy, found, scores = Policy.load(checkpoint, device=device), dict[str, float](), list[float]()
         if tasks:
+            from actwam.recipes.metaworld import EXECUTE_HORIZON, IMAGE_SIZE
+            from actwam.sim.results import evaluate
+            from actwam.sim.rollout import rollout
+
             played = rollout(
                 policy,
                 tasks=tasks,

@@ -20,7 +20,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
-from actwam.data.dataset import EpisodeInfo, Footage
+from actwam.data.dataset import EpisodeInfo, Footage, Videos
 from actwam.data.digest import digest_of, fingerprint, write_whole
 from actwam.data.info import Camera, read_json, read_lines
 from actwam.data.problem import Problem, Reporter, refuse, reported
@@ -47,7 +47,7 @@ class Recording(Protocol):
 
     def frames(self, camera: str, episode: int, indices: Int[np.ndarray, "T"]) -> UInt8[np.ndarray, "T H W 3"]: ...
 
-    def videos(self, camera: str, most: int | None = None) -> Iterator[tuple[int, UInt8[np.ndarray, "T H W 3"]]]: ...
+    def videos(self, camera: str, most: int | None = None, episodes: range | None = None) -> Videos: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +91,10 @@ class Clips:
             raise ValueError(f"{self.where(episode)}: has no rows {indices}; it has {len(picked)} at {self.fps} fps")
         return self.recording.frames(camera, episode, picked[indices])
 
-    def videos(self, camera: str, most: int | None = None) -> Iterator[tuple[int, UInt8[np.ndarray, "T H W 3"]]]:
+    def videos(self, camera: str, most: int | None = None, episodes: range | None = None) -> Videos:
         """As `Footage`. Raises ValueError with file and frame on a damaged video."""
         current, seen, picked = -1, 0, np.empty(0, int)
-        for episode, frames in self.recording.videos(camera, most):
+        for episode, frames in self.recording.videos(camera, most, episodes):
             if episode != current:
                 current, seen, picked = episode, 0, self.picked(episode)
             first, end = np.searchsorted(picked, (seen, seen + len(frames)))
@@ -123,8 +123,9 @@ class _Files:
         path = self.paths[episode]
         return _turned(read_frames(path, indices), quarter_turns(path))
 
-    def videos(self, camera: str, most: int | None = None) -> Iterator[tuple[int, UInt8[np.ndarray, "T H W 3"]]]:
-        for episode, path in enumerate(self.paths):
+    def videos(self, camera: str, most: int | None = None, episodes: range | None = None) -> Videos:
+        for episode in range(len(self.paths)) if episodes is None else episodes:
+            path = self.paths[episode]
             frames, turns = iterate_frames(path), quarter_turns(path)
             while piece := list(islice(frames, most)):
                 yield episode, _turned(np.stack(piece), turns)

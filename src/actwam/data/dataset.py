@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -28,6 +29,9 @@ from actwam.data.problem import Problem, Reporter, refuse, reported
 from actwam.data.shelf import HERE, Shelf
 from actwam.data.tables import Clip, Tables, in_episode, locate_clips
 from actwam.data.video import iterate_frames, read_frames
+
+Videos = Iterator[tuple[int, UInt8[np.ndarray, "T H W 3"]]]
+"""Some frames of an episode after another, each with its number."""
 
 
 def read_tables(info: Info, report: Reporter) -> Tables | None:
@@ -92,9 +96,10 @@ class Footage(Protocol):
     def frames(self, camera: str, episode: int, indices: Int[np.ndarray, "T"]) -> UInt8[np.ndarray, "T H W 3"]:
         """Some frames of one episode, numbered from its start, in the order asked for."""
 
-    def videos(self, camera: str, most: int | None = None) -> Iterator[tuple[int, UInt8[np.ndarray, "T H W 3"]]]:
-        """Every episode in order with all its frames, `most` at once: what is in memory does not grow with its length.
-        Each file is decoded once. Cameras of one episode give pieces of the same lengths.
+    def videos(self, camera: str, most: int | None = None, episodes: range | None = None) -> Videos:
+        """The episodes of a range, or all, in order with all their frames, `most` at once: what is in memory does not
+        grow with their length. What is needed of each file is decoded once. Cameras of one episode give pieces of the
+        same lengths.
         """
 
 
@@ -204,23 +209,24 @@ class LeRobotDataset:
             _require_size(frames, clip.path, size)
         return frames
 
-    def videos(self, camera: str, most: int | None = None) -> Iterator[tuple[int, UInt8[np.ndarray, "T H W 3"]]]:
-        """Every episode in order with all its frames, `most` at once if given; each video file is opened and decoded
-        once.
+    def videos(self, camera: str, most: int | None = None, episodes: range | None = None) -> Videos:
+        """The episodes of a range, or all, in order with all their frames, `most` at once if given. Each video file is
+        opened once, and decoded from the first frame that is needed.
 
         Raises ValueError as `frames` does, and when a file goes on after its last episode.
         """
-        size = self.camera(camera)
-        left = Counter(episode.clips[camera].path for episode in self.episodes)
+        size, wanted = self.camera(camera), range(len(self.episodes)) if episodes is None else episodes
+        left = Counter(episode.clips[camera].path for episode in islice(self.episodes, wanted.start, None))
+        chosen = self.episodes[wanted.start : wanted.stop]
         decoders: dict[Path, Iterator[np.ndarray]] = {}
-        with self.shelf.in_turn(list(left)) as done:
-            for episode in self.episodes:
+        with self.shelf.in_turn(list(dict.fromkeys(episode.clips[camera].path for episode in chosen))) as done:
+            for episode in chosen:
                 clip = episode.clips[camera]
                 left[clip.path] -= 1
                 for piece in _pieces(episode.length, most):
                     if clip.path not in decoders:
                         self.shelf.bring(clip.path)
-                        decoders[clip.path] = iterate_frames(clip.path)
+                        decoders[clip.path] = iterate_frames(clip.path, clip.first_frame)
                     with self._located(camera, episode):
                         frames = _take(decoders[clip.path], clip, piece, episode.length, size)
                         is_last = piece.stop == episode.length and not left[clip.path]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 ENDS = 2**20
 """Bytes at each end of a video file that enter a digest."""
@@ -38,7 +38,7 @@ def fingerprint(folder: Path, files: Iterable[Path], more: str = "") -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a small file that appears whole or not at all, whoever else writes it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 

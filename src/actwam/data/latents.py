@@ -3,6 +3,8 @@
 A codec that encodes each frame alone needs one latent for each row of the dataset: any window is gathered from
 them. A codec that compresses time mixes neighbouring frames, so that what a latent holds depends on where the
 window begins: for such a codec every row has the latents of the whole window that begins there.
+
+They are made in pieces of whole episodes, which any number of processes share (`data.partial.share`).
 """
 
 from __future__ import annotations
@@ -10,16 +12,18 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float16, Float32, Int, UInt8
 
-from actwam.data.dataset import Footage
+from actwam.data.dataset import EpisodeInfo, Footage
 from actwam.data.info import read_json
-from actwam.data.partial import made_once
+from actwam.data.partial import Job
 
 Compose = Callable[[Mapping[str, UInt8[np.ndarray, "T H W 3"]]], UInt8[np.ndarray, "T H W 3"]]
 Encode = Callable[[UInt8[np.ndarray, "B T H W 3"]], Float32[np.ndarray, "B Z F h w"]]
@@ -30,20 +34,29 @@ BATCH_FRAMES = 32
 """Pictures that are encoded in one call, or one clip where that is longer."""
 PIECE_FRAMES = 8
 """Frames of a camera that are in memory at once, at whatever size they were recorded."""
+PIECE_ROWS = 20_000
+"""Rows, in whole episodes, that a process encodes at a time, and loses if it is killed."""
+MAPPED = 1024
+"""Pieces that are mapped at once, of all datasets together: each keeps a file open."""
 
 
 @dataclass(frozen=True, eq=False)
 class Latents:
     """The latents of a dataset of N rows, read from disk on demand: for each row those of one clip, that begins there.
 
-    `offsets` are the steps from the row to the further frames of its clip. They are () when `time_stride` is 1:
-    each frame stands alone then, and n is 1. Otherwise `time_stride` of them make one latent frame: n is 1+F.
+    `pieces` hold the rows of some episodes after another. `offsets` are the steps from the row to the further frames
+    of its clip. They are () when `time_stride` is 1: each frame stands alone then, and n is 1. Otherwise `time_stride`
+    of them make one latent frame: n is 1+F.
     """
 
     folder: Path
-    array: Float16[np.ndarray, "N n Z h w"]
+    pieces: Sequence[Float16[np.ndarray, "_ n Z h w"]]
     time_stride: int = 1
     offsets: tuple[int, ...] = ()
+    _ends: Int[np.ndarray, "P"] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_ends", np.cumsum([len(piece) for piece in self.pieces]))
 
     def window(
         self, start: Int[np.ndarray, "B"], last: Int[np.ndarray, "B"], offsets: tuple[int, ...]
@@ -53,108 +66,166 @@ class Latents:
 
         Raises ValueError on a row that does not exist, and on offsets that were not encoded.
         """
-        rows = start[:, None] + np.array([0, *offsets] if self.time_stride == 1 else [0])
-        rows = np.minimum(rows, last[:, None])
-        if rows.size and not 0 <= rows.min() <= rows.max() < len(self.array):
-            raise ValueError(f"{self.folder}: rows {rows} are not all within the {len(self.array)} cached ones")
         if self.time_stride == 1:
-            found = self.array[rows, 0]
-        elif offsets == self.offsets:
-            found = self.array[rows[:, 0]]
-        else:
+            return self.single(np.minimum(start[:, None] + np.array([0, *offsets]), last[:, None]))
+        if offsets != self.offsets:
             raise ValueError(f"{self.folder}: holds windows of frames {self.offsets}, not {offsets}; encode those")
-        return np.ascontiguousarray(found.swapaxes(1, 2), np.float32)
+        return self._gathered(start, start, slice(None))
 
     def single(self, rows: Int[np.ndarray, "B n"]) -> Float32[np.ndarray, "B Z n h w"]:
-        """Copy into memory the latents of pictures that stand alone."""
-        return np.ascontiguousarray(self.array[rows, 0].swapaxes(1, 2), np.float32)
+        """Copy into memory the latents of pictures that stand alone, n of one episode in each line. Raises ValueError
+        on a row that does not exist.
+        """
+        return self._gathered(rows[:, 0] if rows.shape[1] else np.zeros(len(rows), int), rows, 0)
+
+    def _gathered(
+        self, of: Int[np.ndarray, "B"], rows: Int[np.ndarray, "B *n"], frames: int | slice
+    ) -> Float32[np.ndarray, "B Z F h w"]:
+        """The `frames` of clips at `rows`, which in each line lie in the same piece as row `of`."""
+        count = int(self._ends[-1])
+        if rows.size and not 0 <= rows.min() <= rows.max() < count:
+            raise ValueError(f"{self.folder}: rows {rows} are not all within the {count} cached ones")
+        piece, found = np.searchsorted(self._ends, of, "right"), None
+        for number in np.unique(piece).tolist() or [0]:
+            own, array = piece == number, self.pieces[number]
+            part = array[rows[own] - (self._ends[number] - len(array)), frames]
+            if found is None:
+                found = np.empty((len(rows), *part.shape[1:]), np.float32)
+            found[own] = part
+        assert found is not None
+        return np.ascontiguousarray(found.swapaxes(1, 2))
 
 
-def cache_latents(
-    dataset: Footage,
-    *,
-    cameras: tuple[str, ...],
-    compose: Compose,
-    encode: Encode,
-    time_stride: int,
-    offsets: tuple[int, ...],
-    key: str,
-    root: Path,
-    progress: Progress = lambda done, total: None,
-) -> Latents:
-    """Open the latents of this dataset under `root`, encoding it first if that was never done.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Encoding:
+    """What it takes to have the latents of a dataset under `root`, whoever encodes them.
 
     `compose` joins the frames of `cameras` (by name) of one episode to one picture per frame, `encode` maps
     clips of these to latents, stored as float16: `time_stride` pictures become one latent frame, except the first
     of a clip, which stands alone. `offsets` are the future frames of a window. `key` must change whenever
-    `compose` or `encode` would give something else: put the codec's hash, the layout and its cameras in it. Every
-    video is decoded once, a few frames at a time. `progress(done, total)` counts rows. The folder appears whole or
-    not at all; a process that comes while another one encodes waits for it.
-
-    Raises ValueError when the latents change shape, exceed float16 or do not fit on the disk, and if the cache
-    is damaged.
+    `compose` or `encode` would give something else: put the codec's hash, the layout and its cameras in it.
+    `progress(done, total)` tells where in the rows of the dataset the work is.
     """
-    clip = () if time_stride == 1 else offsets
-    identity = {"dataset": dataset.digest, "key": key, "time_stride": time_stride, "offsets": list(clip)}
-    folder = root / hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    with made_once(folder) as partial:
-        if partial is not None:
-            batches = _encoded(dataset, cameras, compose, encode, np.array([0, *clip]), progress)
-            array = _write(partial, dataset, 1 + len(clip) // time_stride, batches)
-            sheet = {**identity, "shape": list(array.shape), "sha256": _sha256(partial / ARRAY)}
-            (partial / SHEET).write_text(json.dumps(sheet, indent=2) + "\n", encoding="utf-8")
-    return Latents(folder, _open(folder, dataset, identity), time_stride, clip)
+
+    dataset: Footage
+    cameras: tuple[str, ...]
+    compose: Compose
+    encode: Encode
+    time_stride: int
+    offsets: tuple[int, ...]
+    key: str
+    root: Path
+    progress: Progress = lambda done, total: None
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All pieces, to be made with `data.partial.share`. Every video is decoded once, a few frames at a time.
+
+        Making one raises ValueError when the latents change shape, exceed float16 or do not fit on the disk.
+        """
+        return [(self._place(piece), partial(self._make, piece)) for piece in self._pieces]
+
+    def open(self) -> Latents:
+        """What was encoded. Raises ValueError if it is damaged."""
+        shapes = [_checked(self._place(piece), self._sheet(piece)) for piece in self._pieces]
+        for piece, shape in zip(self._pieces, shapes, strict=True):
+            if shape[1:] != shapes[0][1:]:
+                raise _unequal(self.dataset.where(piece.start), shape[1:], shapes[0][1:])
+        folder = self._place(self._pieces[0]).parent
+        return Latents(folder, _OnDisk([self._place(piece) for piece in self._pieces]), self.time_stride, self._clip)
+
+    @property
+    def _clip(self) -> tuple[int, ...]:
+        return () if self.time_stride == 1 else self.offsets
+
+    @cached_property
+    def _identity(self) -> dict[str, object]:
+        return {
+            "dataset": self.dataset.digest,
+            "key": self.key,
+            "time_stride": self.time_stride,
+            "offsets": list(self._clip),
+        }
+
+    @cached_property
+    def _pieces(self) -> list[range]:
+        return pieces_of(self.dataset.episodes, PIECE_ROWS)
+
+    def _rows(self, piece: range) -> int:
+        return sum(episode.length for episode in self.dataset.episodes[piece.start : piece.stop])
+
+    def _place(self, piece: range) -> Path:
+        name = hashlib.sha256(json.dumps(self._identity).encode()).hexdigest()
+        return self.root / name / f"{piece.start}-{piece.stop}"
+
+    def _sheet(self, piece: range) -> dict[str, object]:
+        return {**self._identity, "episodes": [piece.start, piece.stop], "rows": self._rows(piece)}
+
+    def _make(self, piece: range, folder: Path) -> None:
+        array, first = None, self.dataset.episodes[piece.start].start
+        for where, row, latents in self._encoded(piece):
+            clips = latents.swapaxes(1, 2)
+            if array is None:
+                shape = (self._rows(piece), *clips.shape[1:])
+                missing = [other for other in self._pieces if not self._place(other).exists()]
+                _require_space(folder, (sum(map(self._rows, missing)), *shape[1:]))
+                array = np.lib.format.open_memmap(folder / ARRAY, mode="w+", dtype=np.float16, shape=shape)
+            if clips.shape[1:] != array.shape[1:]:
+                raise _unequal(where, clips.shape[1:], array.shape[1:])
+            array[row - first : row - first + len(clips)] = clips
+        assert array is not None  # an episode has at least one row
+        array.flush()
+        written = {"shape": list(array.shape), "sha256": _sha256(folder / ARRAY), "time": _time(folder / ARRAY)}
+        (folder / SHEET).write_text(json.dumps({**self._sheet(piece), **written}, indent=2) + "\n", encoding="utf-8")
+
+    def _encoded(self, piece: range) -> Iterator[tuple[str, int, Float32[np.ndarray, "B Z F h w"]]]:
+        """Where it comes from, its first row, and the latents of every batch of clips, in the order of rows.
+
+        Of an episode only the composed pictures are held that a batch of clips reaches.
+        """
+        steps = np.array([0, *self._clip])
+        size, total, dataset = max(1, BATCH_FRAMES // len(steps)), len(self.dataset.state), self.dataset
+        shown = zip(*(dataset.videos(camera, PIECE_FRAMES, piece) for camera in self.cameras), strict=True)
+        for episode in dataset.episodes[piece.start : piece.stop]:
+            held: list[np.ndarray] = []  # from row `first` of the episode
+            for first in range(0, episode.length, size):
+                end = min(first + size, episode.length)
+                reach = min(end + int(steps[-1]), episode.length) - first
+                while len(held) < reach:
+                    views = zip(self.cameras, next(shown), strict=True)
+                    held.extend(self.compose({camera: frames for camera, (_, frames) in views}))
+                rows = np.minimum(np.arange(first, end)[:, None] + steps, episode.length - 1) - first
+                latents = self.encode(np.stack([held[row] for row in rows.flat]).reshape(*rows.shape, *held[0].shape))
+                where = dataset.where(episode.index)
+                _check_latents(latents, end - first, 1 + len(self._clip) // self.time_stride, where)
+                yield where, episode.start + first, latents
+                self.progress(episode.start + end, total)
+                del held[: end - first]
 
 
-def _encoded(
-    dataset: Footage,
-    cameras: tuple[str, ...],
-    compose: Compose,
-    encode: Encode,
-    steps: Int[np.ndarray, "T"],
-    progress: Progress,
-) -> Iterator[tuple[str, int, int, np.ndarray]]:
-    """Where it comes from, its first row, its length, and the latents of every batch of clips, in the order of rows.
-
-    Of an episode only the composed pictures are held that a batch of clips reaches.
-    """
-    size, total = max(1, BATCH_FRAMES // len(steps)), len(dataset.state)
-    pieces = zip(*(dataset.videos(camera, PIECE_FRAMES) for camera in cameras), strict=True)
-    for episode in dataset.episodes:
-        held: list[np.ndarray] = []  # from row `first` of the episode
-        for first in range(0, episode.length, size):
-            end = min(first + size, episode.length)
-            reach = min(end + int(steps[-1]), episode.length) - first
-            while len(held) < reach:
-                views = zip(cameras, next(pieces), strict=True)
-                held.extend(compose({camera: frames for camera, (_, frames) in views}))
-            rows = np.minimum(np.arange(first, end)[:, None] + steps, episode.length - 1) - first
-            clips = np.stack([held[row] for row in rows.flat]).reshape(*rows.shape, *held[0].shape)
-            yield dataset.where(episode.index), episode.start + first, end - first, encode(clips)
-            progress(episode.start + end, total)
-            del held[: end - first]
+def pieces_of(episodes: Sequence[EpisodeInfo], rows: int) -> list[range]:
+    """Episodes after another in pieces of about so many rows, or one episode where that is longer."""
+    number = np.array([episode.start // rows for episode in episodes])
+    firsts = np.flatnonzero(np.diff(number, prepend=-1)).tolist()
+    return [range(first, end) for first, end in zip(firsts, [*firsts[1:], len(episodes)], strict=True)]
 
 
-def _write(
-    folder: Path, dataset: Footage, frames: int, batches: Iterator[tuple[str, int, int, np.ndarray]]
-) -> np.memmap:
-    array: np.memmap | None = None
-    for where, row, count, latents in batches:
-        _check_latents(latents, count, frames, where)
-        clips = latents.swapaxes(1, 2)
-        if array is None:
-            shape = (len(dataset.state), *clips.shape[1:])
-            _require_space(folder, shape)
-            array = np.lib.format.open_memmap(folder / ARRAY, mode="w+", dtype=np.float16, shape=shape)
-        if clips.shape[1:] != array.shape[1:]:
-            raise ValueError(
-                f"{where}: latents of shape {clips.shape[1:]} after others of {array.shape[1:]}; "
-                "all episodes need one picture size"
-            )
-        array[row : row + count] = clips
-    assert array is not None  # a dataset has at least one episode
-    array.flush()
-    return array
+class _OnDisk(Sequence[np.ndarray]):
+    """The arrays in some folders, mapped when they are asked for."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = folders
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+    def __getitem__(self, number: Any) -> Any:
+        return _mapped(self._folders[number])
+
+
+@lru_cache(maxsize=MAPPED)
+def _mapped(folder: Path) -> np.ndarray:
+    return np.load(folder / ARRAY, mmap_mode="r", allow_pickle=False)
 
 
 def _check_latents(latents: np.ndarray, count: int, frames: int, where: str) -> None:
@@ -172,26 +243,40 @@ def _require_space(folder: Path, shape: tuple[int, ...]) -> None:
     needed, free = np.float16(0).nbytes * int(np.prod(shape)), shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
-            f"{folder.parent}: the latents need {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
+            f"{folder.parent.parent}: the latents need {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
             "free some or choose another folder for the cache"
         )
 
 
-def _open(folder: Path, dataset: Footage, identity: Mapping[str, object]) -> np.ndarray:
-    """Check everything the sheet says, the hash of the array too, and map the array."""
+def _unequal(where: str, shape: Sequence[int], others: Sequence[int]) -> ValueError:
+    return ValueError(
+        f"{where}: latents of shape {tuple(shape)} after others of {tuple(others)}; all episodes need one picture size"
+    )
+
+
+def _checked(folder: Path, expected: Mapping[str, object]) -> list[int]:
+    """The shape of a piece. The array is read, to compare its hash, only when its time is not that of its sheet: it was
+    copied, or changed.
+    """
     repair = f"delete {folder} and run again"
     sheet = read_json(folder / SHEET)
-    if {name: sheet.get(name) for name in identity} != identity:
+    if {name: sheet.get(name) for name in expected} != expected:
         raise ValueError(f"{folder / SHEET}: belongs to another dataset or codec; {repair}")
     path = folder / ARRAY
-    if not path.is_file() or _sha256(path) != sheet.get("sha256"):
+    if not path.is_file() or (_time(path) != sheet.get("time") and _sha256(path) != sheet.get("sha256")):
         raise ValueError(f"{path}: missing or damaged, its SHA-256 is not the one in {SHEET}; {repair}")
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if list(array.shape) != sheet.get("shape") or len(array) != len(dataset.state) or array.dtype != np.float16:
+    array = _mapped(folder)
+    if list(array.shape) != sheet.get("shape") or len(array) != expected["rows"] or array.dtype != np.float16:
         raise ValueError(
             f"{path}: {array.dtype} of shape {array.shape}, expected float16 {sheet.get('shape')}; {repair}"
         )
-    return array
+    return list(array.shape)
+
+
+def _time(path: Path) -> list[int]:
+    """What changes when a file is written: its size and its time."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _sha256(path: Path) -> str:

@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float32, Int
 
 from actwam.data.dataset import Footage, LeRobotDataset
 from actwam.data.info import CONFIDENCE
 from actwam.data.latents import Latents
 from actwam.data.transforms import FutureTransform, RobotTransform
 from actwam.types import Batch, Mode
+
+BLOCK = 1 << 22
+"""Numbers of actions that are in memory at once while statistics are taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,19 +286,20 @@ def require_lengths(dataset: Footage, window: Window, modes: Collection[Mode], t
             )
 
 
-def action_chunks(dataset: Footage, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """State (N, s) and the actions that follow it (N, K, a), for every row whose whole chunk lies in its
-    episode.
-
-    What the statistics of a normaliser are computed on.
+def action_chunks(
+    dataset: Footage, window: Window, episodes: range | None = None
+) -> Iterator[tuple[Float32[np.ndarray, "n s"], Float32[np.ndarray, "n K a"]]]:
+    """State and the actions that follow it, for every row whose whole chunk lies in its episode, of some episodes or
+    all: what the statistics of a normaliser are computed on, in blocks of about `BLOCK` numbers.
     """
-    rows = [
-        np.arange(e.start, e.start + e.length - window.action_horizon + 1)
-        for e in dataset.episodes
-        if e.length >= window.action_horizon
-    ]
-    start = np.concatenate(rows)
-    return dataset.state[start], dataset.action[start[:, None] + np.arange(window.action_horizon)]
+    K, chosen = window.action_horizon, dataset.episodes
+    if episodes is not None:
+        chosen = chosen[episodes.start : episodes.stop]
+    starts = np.concatenate([np.arange(e.start, e.start + e.length - K + 1) for e in chosen])
+    size = max(1, BLOCK // (K * max(1, dataset.action.shape[1])))
+    for first in range(0, len(starts), size):
+        rows = starts[first : first + size]
+        yield dataset.state[rows], dataset.action[rows[:, None] + np.arange(K)]
 
 
 def trusted_rows(dataset: Footage, window: Window, least: float) -> Bool[np.ndarray, "N"]:

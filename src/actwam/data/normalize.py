@@ -1,7 +1,7 @@
 """Exact statistics per dimension, and the map from robot units to the model's range and back.
 
 The statistics belong to the numbers the model sees: take them *after* the action has been made relative to
-the state, with `compute_stats(actions_as_trained_on)`. They travel in the checkpoint as JSON.
+the state, with `quantiles.compute_stats(actions_as_trained_on)`. They travel in the checkpoint as JSON.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 NormMode = Literal["quantile", "mean_std", "min_max"]
@@ -70,28 +70,6 @@ class NormStats:
             raise ValueError(f"norm_stats: count is {data['count']!r}, expected a whole number")
         columns = {column: tuple(float(value) for value in data[column]) for column in _COLUMNS}
         return cls(names=tuple(data["names"]), count=data["count"], **columns)
-
-
-def compute_stats(values: Float[np.ndarray, "N D"], names: tuple[str, ...]) -> NormStats:
-    """Exact statistics of N rows, in float64. `names` says what each dimension is, for errors.
-
-    Raises ValueError on NaN or Inf (naming row and dimension), on no rows, and on names that do not fit.
-    """
-    if values.ndim != 2 or values.shape[1] != len(names):
-        raise ValueError(f"statistics: {len(names)} names {names} for an array of shape {values.shape}")
-    if len(values) == 0:
-        raise ValueError(f"statistics of {names}: no rows; there is nothing to normalise by")
-    rows: dict[str, list[float]] = {column: [] for column in _COLUMNS}
-    for i, name in enumerate(names):
-        column = values[:, i].astype(np.float64)
-        bad = np.flatnonzero(~np.isfinite(column))
-        if len(bad):
-            raise ValueError(f"statistics: {name} is {column[bad[0]]} in row {bad[0]}; repair or drop that episode")
-        q01, q99 = np.quantile(column, [0.01, 0.99])
-        numbers = (column.mean(), column.std(), column.min(), column.max(), q01, q99)
-        for key, number in zip(_COLUMNS, numbers, strict=True):
-            rows[key].append(float(number))
-    return NormStats(names=names, count=len(values), **{key: tuple(row) for key, row in rows.items()})
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,34 @@
-"""A folder that appears whole or not at all."""
+"""A folder that appears whole or not at all, and work that processes share by making such folders."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+Job = tuple[Path, Callable[[Path], None]]
+"""A folder, and what makes it: called with an empty one that will have its name."""
+
+
+class Busy(ValueError):
+    """Another process writes the folder at this moment."""
+
+
+def share(jobs: Sequence[Job]) -> None:
+    """Have all folders made, each by the function beside it, by this process and whoever else does the same now: each
+    takes the first that nobody has taken. What is there already is left alone, so work that was killed goes on.
+
+    Returns when all are there: what others are making last is waited for, and taken over if they fail. Processes on
+    several machines must see one file system that locks files for all of them, as NFS and Lustre can.
+    """
+    for wait in (False, True):
+        for folder, make in jobs:
+            with suppress(Busy), made_once(folder, wait=wait) as partial:
+                if partial is not None:
+                    make(partial)
 
 
 @contextmanager
@@ -35,21 +56,23 @@ def partial_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def made_once(folder: Path) -> Iterator[Path | None]:
+def made_once(folder: Path, *, wait: bool = True) -> Iterator[Path | None]:
     """Yield `<folder>.partial`, empty, and rename it to `folder` at the end of the block; or None when `folder` exists.
 
-    A process that comes while another one writes waits for it. An exception in the block removes what was written.
+    A process that comes while another one writes waits for it, or raises Busy. An exception in the block removes what
+    was written.
     """
-    if folder.exists():
-        yield None
-        return
     partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    with locked(partial, wait=True):
-        if folder.exists():  # it was renamed meanwhile
+    with ExitStack() as held:
+        while not folder.exists():
+            with suppress(FileExistsError):
+                partial.mkdir(parents=True)
+            with suppress(FileNotFoundError):  # renamed or removed before it could be locked
+                held.enter_context(locked(partial, wait=wait))
+                break
+        if folder.exists():
             yield None
             return
-        partial.mkdir(exist_ok=True)  # who wrote before has failed and removed it
         _clear(partial)
         try:
             yield partial
@@ -62,7 +85,7 @@ def made_once(folder: Path) -> Iterator[Path | None]:
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the folder for this process, when others leave it if `wait`. The system releases it however the process
-    ends.
+    ends. Raises Busy when another one holds it, FileNotFoundError when it is gone once they have left it.
     """
     if sys.platform == "win32":  # an open file cannot be deleted there, so clearing fails on its own
         yield
@@ -74,7 +97,9 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            raise ValueError(f"{folder}: another process is writing it now; wait for it or stop it") from error
+            raise Busy(f"{folder}: another process is writing it now; wait for it or stop it") from error
+        if not os.path.samestat(os.fstat(handle), os.stat(folder)):
+            raise FileNotFoundError(f"{folder}: is another folder now")
         yield
     finally:
         os.close(handle)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from actwam.data.embodiment import Embodiment
-from actwam.data.normalize import Constant, Normalizer, NormMode, compute_stats
+from actwam.data.normalize import Normalizer
 from actwam.types import Observation
 
 Resample = Literal["area", "bilinear"]
@@ -333,21 +333,3 @@ def _pad(values: Float[np.ndarray, "... n"], width: int) -> Float[np.ndarray, ".
     if values.shape[-1] > width:
         raise ValueError(f"{values.shape[-1]} dimensions do not fit into the model's {width}")
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, width - values.shape[-1])]).astype(np.float32)
-
-
-def fit_normalizers(
-    state: Float[np.ndarray, "N s"],
-    action_chunks: Float[np.ndarray, "N K a"],
-    embodiment: Embodiment,
-    *,
-    mode: NormMode = "quantile",
-    constant: Constant = "error",
-) -> tuple[Normalizer, Normalizer]:
-    """Statistics of the state, and of the action as the model sees it: after `relative`, pooled over the
-    horizon.
-    """
-    chunks = relative(action_chunks, state, embodiment).reshape(-1, action_chunks.shape[-1])
-    return (
-        Normalizer(compute_stats(state, embodiment.state_names), mode, constant),
-        Normalizer(compute_stats(chunks, embodiment.action_names), mode, constant),
-    )

@@ -276,6 +276,11 @@ def iterate_frames(path: Path, first: int = 0) -> Iterator[UInt8[np.ndarray, "H 
     """Decode a file frame by frame from frame `first` on. Raises ValueError with the file and the damaged frame."""
     index = index_video(path)
     keyframe = index.keyframes[bisect_right(index.keyframes, first) - 1]
+    if keyframe:
+        try:
+            _pick(path, index, [first], seek=True)
+        except ValueError:
+            keyframe = 0  # a file of open groups cannot be entered at every keyframe
     with opened(path) as (container, stream):
         if keyframe:
             container.seek(index.stamps[keyframe], stream=stream)

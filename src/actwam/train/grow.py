@@ -11,18 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 
 from actwam.checkpoint import Setup, require_fitting
 from actwam.data.dataset import Footage
 from actwam.data.embodiment import Embodiment
-from actwam.data.loader import Window, action_chunks
-from actwam.data.normalize import Normalizer
-from actwam.data.transforms import RobotTransform, relative
+from actwam.data.loader import Window
+from actwam.data.normalize import Normalizer, NormStats
+from actwam.data.transforms import RobotTransform
 from actwam.model.config import TransformerConfig
 from actwam.model.projectors import EmbodimentLinear
 from actwam.model.transformer import WorldActionTransformer
 from actwam.train.config import Recipe
+from actwam.train.statistics import robot_stats
 
 FAR = 10.0
 """Statistics map a robot's usual numbers to -1..1: what reaches so far beyond is in other units, or another robot."""
@@ -116,12 +116,13 @@ def kept_robots(recipe: Recipe, start: Setup) -> tuple[RobotTransform, ...]:
     return kept
 
 
-def require_range(robot: RobotTransform, dataset: Footage, window: Window, start: Path) -> None:
-    """Raises ValueError, naming the dimension, when a dataset is far outside of the statistics that `robot` keeps."""
-    state, chunks = action_chunks(dataset, window)
-    action = relative(chunks, state, robot.embodiment)
-    for what, normalizer, values in (("state", robot.state, state), ("action", robot.action, action)):
-        if problem := _out_of_range(normalizer, values.reshape(-1, values.shape[-1])):
+def require_range(robot: RobotTransform, dataset: Footage, window: Window, start: Path, cache: Path) -> None:
+    """Raises ValueError, naming the dimension, when a dataset is far outside of the statistics that `robot` keeps. What
+    it has itself is kept in `cache`.
+    """
+    own = robot_stats([dataset], robot.embodiment, window, cache)
+    for what, normalizer, found in zip(("state", "action"), (robot.state, robot.action), own, strict=True):
+        if problem := _out_of_range(normalizer, found):
             name = robot.embodiment.name
             raise ValueError(
                 f"{dataset.folder}: {what}: {problem} in the statistics of robot {name} in {start}: check its units; "
@@ -129,13 +130,14 @@ def require_range(robot: RobotTransform, dataset: Footage, window: Window, start
             )
 
 
-def _out_of_range(normalizer: Normalizer, values: Float[np.ndarray, "N D"]) -> str | None:
+def _out_of_range(normalizer: Normalizer, found: NormStats) -> str | None:
     stats = normalizer.stats
-    usual = np.quantile(normalizer.normalize(values), [0.01, 0.99], axis=0)
+    usual = normalizer.normalize(np.array([found.q01, found.q99]))
     for i, name in enumerate(stats.names):
         reach = float(np.abs(usual[:, i]).max())
         if reach > FAR:
             return f"{name} reaches {reach:.0f} times the range that it has"
-        if normalizer.still[i] and not np.allclose(values[:, i], stats.min[i], rtol=1e-5, atol=1e-6):
+        ends = np.array([found.min[i], found.max[i]])
+        if normalizer.still[i] and not np.allclose(ends, stats.min[i], rtol=1e-5, atol=1e-6):
             return f"{name} moves, and stands still at {stats.min[i]:g}"
     return None

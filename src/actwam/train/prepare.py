@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from random import sample
 
 import numpy as np
 import torch
@@ -13,16 +16,22 @@ from jaxtyping import Float32, UInt8
 from actwam.checkpoint import Checkpoint, load, read_setup
 from actwam.data.dataset import Footage, require_embodiment
 from actwam.data.embodiment import Embodiment
-from actwam.data.latents import PIECE_FRAMES, Latents, cache_latents
-from actwam.data.loader import Mixture, Source, action_chunks, require_lengths
-from actwam.data.transforms import FutureTransform, RobotTransform, View, fit_normalizers
+from actwam.data.latents import PIECE_FRAMES, Encoding, Latents
+from actwam.data.loader import Mixture, Source, require_lengths
+from actwam.data.normalize import Normalizer
+from actwam.data.partial import share
+from actwam.data.transforms import FutureTransform, RobotTransform, View
+from actwam.memory import device_of
 from actwam.model.codec import PatchPCACodec
 from actwam.model.text import TextEncoder
 from actwam.model.transformer import WorldActionTransformer
-from actwam.train.config import CodecConfig, Recipe, StageConfig
-from actwam.train.datasets import recipe_views, view_of
+from actwam.train.config import CodecConfig, Recipe, SourceConfig, StageConfig
+from actwam.train.datasets import open_datasets, recipe_views, view_of
 from actwam.train.grow import grow, kept_robots, known_robots, require_range
+from actwam.train.mixtures import resolve
 from actwam.train.padding import silence_padding
+from actwam.train.sound import require_sound
+from actwam.train.statistics import robot_stats
 from actwam.types import Mode
 
 CPU = torch.device("cpu")
@@ -31,6 +40,30 @@ CHANGE_WINDOWS = 512
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done and how much there is."""
+
+
+def prepare(
+    recipe: Recipe,
+    data: Mapping[str, Path],
+    cache: Path,
+    *,
+    device: str = "cpu",
+    progress: Progress,
+    say: Callable[[str], None],
+) -> None:
+    """Do all that `train` does before its first step, of all stages: open and check the datasets, take statistics,
+    embed instructions, encode latents on `device`. Training with this `cache` finds it done.
+
+    As many processes as there are may call this at the same time, on machines that share the folder `cache`: each does
+    what nobody has done yet, and returns when all is done. One that is killed costs the piece that it was at.
+    """
+    recipe, data = resolve(recipe, data, say)
+    datasets = open_datasets(recipe, data, cache)
+    require_sound(recipe, datasets, cache, say)
+    place = device_of(device)
+    made = initial(recipe, datasets, cache, progress, place)
+    for stage in recipe.stages:
+        encode(stage.sources, made, datasets, cache, progress, place)
 
 
 def require_recipe(checkpoint: Checkpoint, recipe: Recipe, source: Path) -> None:
@@ -55,10 +88,14 @@ def require_recipe(checkpoint: Checkpoint, recipe: Recipe, source: Path) -> None
 
 
 def fit_robots(
-    recipe: Recipe, datasets: Mapping[str, Footage], known: Mapping[str, RobotTransform] | None = None
+    recipe: Recipe,
+    datasets: Mapping[str, Footage],
+    cache: Path,
+    known: Mapping[str, RobotTransform] | None = None,
 ) -> tuple[RobotTransform, ...]:
-    """Statistics of every robot that is not `known`, over the datasets that teach its actions (or, without such, that
-    condition on them, or at least have them); datasets without state or without actions do not count.
+    """Statistics (`robot_stats`) of every robot that is not `known`, over the datasets that teach its actions (or,
+    without such, that condition on them, or at least have them); datasets without state or without actions do not
+    count.
     """
     robots = []
     for embodiment, layout in zip(recipe.robots, recipe.layouts, strict=True):
@@ -75,13 +112,9 @@ def fit_robots(
                 f"recipe {recipe.name}: no dataset of robot {embodiment.name} to take statistics from: one with its "
                 "state and its actions"
             )
-        states, chunks = zip(*(action_chunks(dataset, recipe.window) for dataset in used), strict=True)
-        state, action = fit_normalizers(
-            np.concatenate(states),
-            np.concatenate(chunks),
-            embodiment,
-            mode=recipe.normalize,
-            constant=recipe.constant,
+        state, action = (
+            Normalizer(stats, recipe.normalize, recipe.constant)
+            for stats in robot_stats(used, embodiment, recipe.window, cache)
         )
         robots.append(
             RobotTransform(embodiment, layout, state, action, recipe.model.state_width, recipe.model.action_width)
@@ -126,9 +159,9 @@ def initial(
     Raises ValueError when the start does not fit the recipe, and when the window does not fit the codec.
     """
     if recipe.start is None:
-        made = _fresh(recipe, datasets, fit_robots(recipe, datasets), progress)
+        made = _fresh(recipe, datasets, fit_robots(recipe, datasets, cache), progress)
     else:
-        made = _started(recipe, recipe.start, datasets)
+        made = _started(recipe, recipe.start, datasets, cache)
     recipe.window.latent_frames(made.codec.time_stride)
     if not recipe.model.noisy_padding:
         silence_padding(made.model, [robot.embodiment for robot in made.robots])
@@ -162,7 +195,7 @@ def _fresh(
     )
 
 
-def _started(recipe: Recipe, folder: Path, datasets: Mapping[str, Footage]) -> Checkpoint:
+def _started(recipe: Recipe, folder: Path, datasets: Mapping[str, Footage], cache: Path) -> Checkpoint:
     """The checkpoint in `folder` with the robots, the table and the window of the recipe, and with its own robots
     behind them. Robots that it knows keep their statistics (`known_robots`), new ones get projectors (`grow`).
     """
@@ -181,10 +214,10 @@ def _started(recipe: Recipe, folder: Path, datasets: Mapping[str, Footage]) -> C
     if other:
         raise ValueError(f"{folder}: does not fit recipe {recipe.name}: {'; '.join(other)}; change one of them")
     known, kept = known_robots(recipe, setup), kept_robots(recipe, setup)
-    robots = (*fit_robots(recipe, datasets, known), *kept)
+    robots = (*fit_robots(recipe, datasets, cache, known), *kept)
     for robot in known.values():
         for dataset in _datasets_of(recipe, datasets, robot.embodiment, {Mode.POLICY, Mode.INVERSE, Mode.WORLD}):
-            require_range(robot, dataset, recipe.window, folder)
+            require_range(robot, dataset, recipe.window, folder, cache)
     start = load(folder)
     grow(start.model, setup, recipe)
     start.model.config = recipe.model
@@ -209,23 +242,7 @@ def mixture(
 ) -> Mixture:
     """The batches of a stage, from cached latents; `device` encodes those that are not cached yet."""
     robots = [_robot_of(checkpoint.robots, datasets[source.dataset], source.mode) for source in stage.sources]
-    modes: dict[str, set[Mode]] = {}
-    for source in stage.sources:
-        modes.setdefault(source.dataset, set()).update(() if source.leave_short else (source.mode,))
-    total, before = sum(len(datasets[name].state) for name in modes), 0
-    latents: dict[str, Latents] = {}
-    for source in stage.sources:
-        if source.dataset in latents:
-            continue
-
-        def counted(what: str, done: int, rows: int, before: int = before) -> None:
-            progress("latents", before + done, total)
-
-        dataset = datasets[source.dataset]
-        latents[source.dataset] = encode_dataset(
-            dataset, checkpoint, cache, counted, device, view=source.view, modes=modes[source.dataset]
-        )
-        before += len(dataset.state)
+    latents = encode(stage.sources, checkpoint, datasets, cache, progress, device)
     sources = [
         Source(
             datasets[source.dataset],
@@ -243,57 +260,74 @@ def mixture(
     return Mixture(sources, stage.batch_size, stage.seed)
 
 
-def encode_dataset(
-    dataset: Footage,
+def encode(
+    sources: Sequence[SourceConfig],
     checkpoint: Checkpoint,
+    datasets: Mapping[str, Footage],
     cache: Path,
     progress: Progress,
     device: torch.device = CPU,
-    *,
-    view: View | None = None,
-    modes: Collection[Mode] = (Mode.POLICY,),
-) -> Latents:
-    """The latents of a dataset, from `cache` or encoded once on `device`; keyed by dataset, codec, layout and cameras.
-    `view` is that of its source, `modes` what its samples are for, where none may be too short.
+) -> dict[str, Latents]:
+    """The latents of the datasets of some sources, keyed by dataset, codec, layout and cameras: from `cache`, or
+    encoded on `device` by this process and all that do the same now.
 
     Raises ValueError, before anything is encoded, when an episode is too short for the window, or its instruction empty
     or too long.
     """
-    stride = checkpoint.codec.time_stride
-    view = view_of(dataset, view, {robot.embodiment.name: robot.view for robot in checkpoint.robots})
-    if modes:
-        require_lengths(dataset, checkpoint.window, modes, stride)
-    _embed_instructions(dataset, checkpoint.text)
+    codec, stride = checkpoint.codec, checkpoint.codec.time_stride
+    views = {robot.embodiment.name: robot.view for robot in checkpoint.robots}
+    used = {source.dataset: datasets[source.dataset] for source in sources}
+    for source in sources:
+        if not source.leave_short:
+            require_lengths(used[source.dataset], checkpoint.window, {source.mode}, stride)
+    embed_instructions(used.values(), checkpoint.text)
 
-    def encode(pictures: UInt8[np.ndarray, "B T H W 3"]) -> Float32[np.ndarray, "B Z F h w"]:
-        return checkpoint.codec.to(device).encode(torch.from_numpy(pictures)).cpu().numpy()
+    def on_device(pictures: UInt8[np.ndarray, "B T H W 3"]) -> Float32[np.ndarray, "B Z F h w"]:
+        return codec.to(device).encode(torch.from_numpy(pictures)).cpu().numpy()
 
-    latents = cache_latents(
-        dataset,
-        cameras=tuple(view.cameras.values()),
-        compose=view.picture,
-        encode=encode,
-        time_stride=stride,
-        offsets=checkpoint.window.future_offsets,
-        key=f"{checkpoint.codec.digest()} {view.layout} {dict(view.cameras)}",
-        root=cache,
-        progress=lambda done, total: progress("latents", done, total),
-    )
-    checkpoint.codec.to(CPU)  # training needs the memory of the device for itself
-    return latents
+    total = sum(len(dataset.state) for dataset in used.values())
+    encodings: dict[str, Encoding] = {}
+    for source in sources:
+        if source.dataset in encodings:
+            continue
+        dataset = used[source.dataset]
+        view = view_of(dataset, source.view, views)
+        before = sum(len(encoding.dataset.state) for encoding in encodings.values())
+        encodings[source.dataset] = Encoding(
+            dataset=dataset,
+            cameras=tuple(view.cameras.values()),
+            compose=view.picture,
+            encode=on_device,
+            time_stride=stride,
+            offsets=checkpoint.window.future_offsets,
+            key=f"{codec.digest()} {view.layout} {dict(view.cameras)}",
+            root=cache,
+            progress=partial(lambda before, done, _: progress("latents", before + done, total), before),
+        )
+    share([job for encoding in encodings.values() for job in encoding.jobs])
+    codec.to(CPU)  # training needs the memory of the device for itself
+    return {name: encoding.open() for name, encoding in encodings.items()}
 
 
-def _embed_instructions(dataset: Footage, text: TextEncoder) -> None:
+def embed_instructions(datasets: Iterable[Footage], text: TextEncoder) -> None:
     """Embed every instruction now: none fails in the middle of training then, nor is a large encoder loaded there.
 
-    Raises ValueError naming the first episode of an instruction that is empty or too long.
+    Where several processes do so, each takes what is not there yet in an order of its own. Raises ValueError naming the
+    first episode of an instruction that is empty or too long.
     """
-    episodes = {episode.instruction: episode.index for episode in reversed(dataset.episodes)}
-    for instruction, episode in episodes.items():
+    places: dict[str, str] = {}
+    for dataset in datasets:
+        for episode in dataset.episodes:
+            if episode.instruction not in places:
+                places[episode.instruction] = dataset.where(episode.index)
+    with suppress(ValueError):
+        for instruction in sample(list(places), len(places)):
+            text.encode([instruction])
+    for instruction, where in places.items():
         try:
             text.encode([instruction])
         except ValueError as error:
-            raise ValueError(f"{dataset.where(episode)}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
 
 
 def _robot_of(robots: Sequence[RobotTransform], dataset: Footage, mode: Mode) -> RobotTransform:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from actwam.data.check import check
 from actwam.data.dataset import Footage, LeRobotDataset
+from actwam.data.digest import write_whole
 from actwam.data.embodiment import Embodiment
 from actwam.data.problem import Problem, refuse
 from actwam.data.shelf import HERE
@@ -47,7 +48,5 @@ def _suspicions(dataset: LeRobotDataset, robot: Embodiment | None, acting: bool,
         for first, *more in found.values()
     ]
     sheet.parent.mkdir(parents=True, exist_ok=True)
-    new = sheet.with_suffix(".partial")
-    new.write_text(json.dumps(lines), encoding="utf-8")
-    new.replace(sheet)
+    write_whole(sheet, json.dumps(lines))
     return lines
