@@ -31,10 +31,8 @@ from actwam.sim.rollout import rollout
 from actwam.sim.scene import Scene
 from actwam.train.config import Recipe
 from actwam.train.loop import Run, train
-from actwam.types import Observation
+from actwam.types import Observation, Progress
 from actwam.world.imagine import imagine_dataset, observation_at
-
-Progress = Callable[[str, int, int], None]
 
 TARGETS = ("drawer-open-v3", "button-press-topdown-v3", "door-open-v3")
 GENERAL = (

@@ -19,10 +19,12 @@ from actwam.data.loader import Window
 from actwam.data.transforms import FutureTransform, ViewLayout, layout_of, t_layout
 from actwam.data.writer import DatasetWriter
 from actwam.model.text import HashedWords
+from actwam.train import codec as codec_module
 from actwam.train import prepare
+from actwam.train.codec import fit_codec, fitted_codec
 from actwam.train.config import CodecConfig, SourceConfig
 from actwam.train.datasets import open_datasets, recipe_views, require_finite
-from actwam.train.prepare import fit_codec, fit_robots, initial, mixture
+from actwam.train.prepare import fit_robots, initial, mixture
 from actwam.types import Mode
 
 WINDOW = Window(action_horizon=tiny.HORIZON, future_offsets=(1, 2, 3, 4))
@@ -142,13 +144,13 @@ def test_the_codec_is_fitted_on_frames_spread_over_all_episodes(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, limit: int, frames: int
 ) -> None:
     seen: list[torch.Tensor] = []
-    real = prepare.PatchPCACodec.fit
+    real = codec_module.PatchPCACodec.fit
 
     def fit(pictures: torch.Tensor, **how: int) -> object:
         seen.append(pictures)
         return real(pictures, **how)
 
-    monkeypatch.setattr(prepare.PatchPCACodec, "fit", fit)
+    monkeypatch.setattr(codec_module.PatchPCACodec, "fit", fit)
     config = CodecConfig(patch=tiny.PATCH, channels=tiny.CHANNELS, fit_frames=limit)
     recipe = tiny.recipe(codec=config)
     datasets = open_datasets(recipe, folders)
@@ -157,6 +159,25 @@ def test_the_codec_is_fitted_on_frames_spread_over_all_episodes(
     assert first.digest() == again.digest()
     assert len(seen[0]) == frames <= limit
     assert seen[0].shape[1:] == (tiny.LAYOUT.height, tiny.LAYOUT.width, 3)
+
+
+def test_the_codec_is_fitted_once_for_the_same_frames(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CodecConfig(patch=tiny.PATCH, channels=tiny.CHANNELS, fit_frames=20)
+    recipe = tiny.recipe(codec=config)
+    datasets = open_datasets(recipe, folders)
+    views = recipe_views(recipe, datasets)
+    first = fitted_codec(config, datasets, views, tmp_path, silent)
+    assert first.digest() == fit_codec(config, datasets, views, silent).digest()
+    other = {name: replace(view, layout=replace(view.layout, resample="bilinear")) for name, view in views.items()}
+    others = (
+        fitted_codec(replace(config, channels=5), datasets, views, tmp_path, silent),
+        fitted_codec(config, datasets, other, tmp_path, silent),
+    )
+    assert first.digest() not in {codec.digest() for codec in others}
+    monkeypatch.delattr(LeRobotDataset, "frames")
+    assert fitted_codec(config, datasets, views, tmp_path, silent).digest() == first.digest()
 
 
 def test_latents_are_encoded_once_and_again_for_another_codec(

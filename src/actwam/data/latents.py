@@ -53,7 +53,7 @@ class Latents:
     pieces: Sequence[Float16[np.ndarray, "_ n Z h w"]]
     time_stride: int = 1
     offsets: tuple[int, ...] = ()
-    _ends: Int[np.ndarray, "P"] = field(init=False)
+    _ends: Int[np.ndarray, "p"] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_ends", np.cumsum([len(piece) for piece in self.pieces]))

@@ -49,7 +49,7 @@ class CloserLook:
     """
 
     squares: Float64[np.ndarray, "D"]
-    lower: Int64[np.ndarray, "D Q 65536"]
+    lower: Int64[np.ndarray, "D q 65536"]
 
     def __add__(self, other: CloserLook) -> CloserLook:
         """Of the rows of both."""
@@ -58,13 +58,13 @@ class CloserLook:
 
 @dataclass(frozen=True, eq=False)
 class Sought:
-    """What the second look needs to know of the first: the mean, and how the bits begin of the Q numbers between which
+    """What the second look needs to know of the first: the mean, and how the bits begin of the q numbers between which
     the quantiles lie.
     """
 
     mean: Float64[np.ndarray, "D"]
-    upper: Int64[np.ndarray, "D Q"]
-    before: Int64[np.ndarray, "D Q"]
+    upper: Int64[np.ndarray, "D q"]
+    before: Int64[np.ndarray, "D q"]
     """How many of the numbers with this beginning are smaller."""
 
 

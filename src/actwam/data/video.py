@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -146,6 +146,11 @@ class VideoIndex:
     def frames(self) -> int:
         return len(self.stamps)
 
+    @cached_property
+    def ranks(self) -> dict[int, int]:
+        """The number of every frame by its time stamp."""
+        return {stamp: rank for rank, stamp in enumerate(self.stamps)}
+
     @property
     def seconds(self) -> float:
         """From the first frame to the last."""
@@ -257,13 +262,14 @@ def _pick(path: Path, index: VideoIndex, wanted: list[int], seek: bool) -> UInt8
     """Decode frames of ascending numbers."""
     pictures = np.empty((len(wanted), index.height, index.width, 3), np.uint8)
     with opened(path) as (container, stream):
-        decoded = _decoded(path, container, stream, index, start=0)
+        reformatter = VideoReformatter()
+        decoded = _decoded(path, container, stream, index, reformatter, start=0)
         position = 0  # the number of the frame that `decoded` yields next
         for row, number in enumerate(wanted):
             keyframe = index.keyframes[bisect_right(index.keyframes, number) - 1]
             if seek and keyframe > position:
                 container.seek(index.stamps[keyframe], stream=stream)
-                decoded = _decoded(path, container, stream, index, start=keyframe)
+                decoded = _decoded(path, container, stream, index, reformatter, start=keyframe)
             for position, picture in decoded:
                 if position == number:
                     pictures[row] = picture
@@ -284,19 +290,19 @@ def iterate_frames(path: Path, first: int = 0) -> Iterator[UInt8[np.ndarray, "H 
     with opened(path) as (container, stream):
         if keyframe:
             container.seek(index.stamps[keyframe], stream=stream)
-        for number, picture in _decoded(path, container, stream, index, start=keyframe):
+        for number, picture in _decoded(path, container, stream, index, VideoReformatter(), start=keyframe):
             if number >= first:
                 yield picture
 
 
-def _decoded(path: Path, container: Any, stream: Any, index: VideoIndex, start: int) -> Iterator[tuple[int, Any]]:
+def _decoded(
+    path: Path, container: Any, stream: Any, index: VideoIndex, reformatter: VideoReformatter, start: int
+) -> Iterator[tuple[int, Any]]:
     """Number and picture of all frames from `start`, the keyframe that the container stands at."""
-    reformatter = VideoReformatter()
-    number = {stamp: rank for rank, stamp in enumerate(index.stamps)}
     expected = start
     try:
         for frame in container.decode(stream):
-            rank = number.get(frame.pts)
+            rank = index.ranks.get(frame.pts)
             if rank is None or rank < start:
                 continue  # leading pictures of an open group, which belong to the keyframe before
             if rank != expected or frame.is_corrupt:

@@ -27,11 +27,12 @@ from actwam.train.memory import own_need
 from actwam.train.metrics import Tracker, Watch, open_metrics
 from actwam.train.mixtures import resolve
 from actwam.train.parallel import World, joined
-from actwam.train.prepare import Progress, initial, mixture, require_recipe
+from actwam.train.prepare import initial, mixture, require_recipe
 from actwam.train.saving import LATEST, Saver, newest_whole, read_state
 from actwam.train.sound import require_sound
 from actwam.train.state import TrainState, learning_rate
 from actwam.train.step import NotFinite, train_step
+from actwam.types import Progress
 
 
 def _unseen(what: str, done: int, total: int) -> None:

@@ -16,30 +16,27 @@ from jaxtyping import Float32, UInt8
 from actwam.checkpoint import Checkpoint, load, read_setup
 from actwam.data.dataset import Footage, require_embodiment
 from actwam.data.embodiment import Embodiment
-from actwam.data.latents import PIECE_FRAMES, Encoding, Latents
+from actwam.data.latents import Encoding, Latents
 from actwam.data.loader import Mixture, Source, require_lengths
 from actwam.data.normalize import Normalizer
 from actwam.data.partial import share
-from actwam.data.transforms import FutureTransform, RobotTransform, View
+from actwam.data.transforms import FutureTransform, RobotTransform
 from actwam.memory import device_of
-from actwam.model.codec import PatchPCACodec
 from actwam.model.text import TextEncoder
 from actwam.model.transformer import WorldActionTransformer
-from actwam.train.config import CodecConfig, Recipe, SourceConfig, StageConfig
+from actwam.train.codec import fitted_codec
+from actwam.train.config import Recipe, SourceConfig, StageConfig
 from actwam.train.datasets import open_datasets, recipe_views, view_of
 from actwam.train.grow import grow, kept_robots, known_robots, require_range
 from actwam.train.mixtures import resolve
 from actwam.train.padding import silence_padding
 from actwam.train.sound import require_sound
 from actwam.train.statistics import robot_stats
-from actwam.types import Mode
+from actwam.types import Mode, Progress
 
 CPU = torch.device("cpu")
 CHANGE_WINDOWS = 512
 """Windows of the first stage that the scale of change is measured on."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much is done and how much there is."""
 
 
 def prepare(
@@ -122,30 +119,6 @@ def fit_robots(
     return tuple(robots)
 
 
-def fit_codec(
-    config: CodecConfig,
-    datasets: Mapping[str, Footage],
-    views: Mapping[str, View],
-    progress: Progress,
-) -> PatchPCACodec:
-    """A codec fitted on frames spread evenly over all datasets, the same ones every time."""
-    total = sum(len(dataset.state) for dataset in datasets.values())
-    every = -(-total // config.fit_frames)  # rounded up: at most `fit_frames`
-    pictures, done, episodes = [], 0, sum(len(dataset.episodes) for dataset in datasets.values())
-    for name, dataset in datasets.items():
-        view = views[name]
-        for episode in dataset.episodes:
-            rows = np.arange(-episode.start % every, episode.length, every)
-            for first in range(0, len(rows), PIECE_FRAMES):
-                piece = rows[first : first + PIECE_FRAMES]
-                images = {camera: dataset.frames(camera, episode.index, piece) for camera in view.cameras.values()}
-                pictures.append(view.picture(images))
-            done += 1
-            progress("codec: frames", done, episodes)
-    frames = torch.from_numpy(np.concatenate(pictures))
-    return PatchPCACodec.fit(frames, patch=config.patch, channels=config.channels)
-
-
 def initial(
     recipe: Recipe,
     datasets: Mapping[str, Footage],
@@ -159,7 +132,7 @@ def initial(
     Raises ValueError when the start does not fit the recipe, and when the window does not fit the codec.
     """
     if recipe.start is None:
-        made = _fresh(recipe, datasets, fit_robots(recipe, datasets, cache), progress)
+        made = _fresh(recipe, datasets, cache, progress)
     else:
         made = _started(recipe, recipe.start, datasets, cache)
     recipe.window.latent_frames(made.codec.time_stride)
@@ -175,20 +148,20 @@ def initial(
 def _fresh(
     recipe: Recipe,
     datasets: Mapping[str, Footage],
-    robots: tuple[RobotTransform, ...],
+    cache: Path,
     progress: Progress,
 ) -> Checkpoint:
     assert recipe.codec is not None  # a recipe without them has a start
     assert recipe.text is not None
     shown = {name: datasets[name] for name in recipe.codec.datasets or datasets}
-    codec = fit_codec(recipe.codec, shown, recipe_views(recipe, shown), progress)
+    codec = fitted_codec(recipe.codec, shown, recipe_views(recipe, shown), cache, progress)
     torch.manual_seed(recipe.stages[0].seed)
     return Checkpoint(
         model=WorldActionTransformer(recipe.model),
         codec=codec,
         text=recipe.text,
         table=recipe.table,
-        robots=robots,
+        robots=fit_robots(recipe, datasets, cache),
         window=recipe.window,
         sampling=recipe.sampling,
         trained={"recipe": recipe.name, "stage": None, "step": 0},
