@@ -176,7 +176,7 @@ def test_the_codec_is_fitted_once_for_the_same_frames(
         fitted_codec(config, datasets, other, tmp_path, silent),
     )
     assert first.digest() not in {codec.digest() for codec in others}
-    monkeypatch.delattr(LeRobotDataset, "frames")
+    monkeypatch.delattr(codec_module, "_pictures")
     assert fitted_codec(config, datasets, views, tmp_path, silent).digest() == first.digest()
 
 
