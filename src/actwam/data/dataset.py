@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -48,6 +48,13 @@ class EpisodeInfo:
     instruction: str
     start: int
     clips: Mapping[str, Clip]
+
+
+def pieces_of(episodes: Sequence[EpisodeInfo], rows: int) -> list[range]:
+    """Episodes after another in pieces of about so many rows, or one episode where that is longer."""
+    number = np.array([episode.start // rows for episode in episodes])
+    firsts = np.flatnonzero(np.diff(number, prepend=-1)).tolist()
+    return [range(first, end) for first, end in zip(firsts, [*firsts[1:], len(episodes)], strict=True)]
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float16, Float32, Int, UInt8
 
-from actwam.data.dataset import EpisodeInfo, Footage
+from actwam.data.dataset import Footage, pieces_of
 from actwam.data.info import read_json
 from actwam.data.partial import Job
 
@@ -201,13 +201,6 @@ class Encoding:
                 yield where, episode.start + first, latents
                 self.progress(episode.start + end, total)
                 del held[: end - first]
-
-
-def pieces_of(episodes: Sequence[EpisodeInfo], rows: int) -> list[range]:
-    """Episodes after another in pieces of about so many rows, or one episode where that is longer."""
-    number = np.array([episode.start // rows for episode in episodes])
-    firsts = np.flatnonzero(np.diff(number, prepend=-1)).tolist()
-    return [range(first, end) for first, end in zip(firsts, [*firsts[1:], len(episodes)], strict=True)]
 
 
 class _OnDisk(Sequence[np.ndarray]):

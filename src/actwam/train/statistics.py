@@ -13,9 +13,8 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float32
 
-from actwam.data.dataset import Footage
+from actwam.data.dataset import Footage, pieces_of
 from actwam.data.embodiment import Embodiment
-from actwam.data.latents import pieces_of
 from actwam.data.loader import Window, action_chunks
 from actwam.data.normalize import NormStats
 from actwam.data.partial import share
