@@ -49,13 +49,13 @@ def sign(folder: Path) -> None:
     """Make the manifest fit again, as somebody who tampers with a checkpoint would."""
     names = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"]
     hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
-    (folder / "manifest.json").write_text(json.dumps(hashes))
+    (folder / "manifest.json").write_text(json.dumps(hashes) + "\n")
 
 
 def edit(path: Path, change: Callable[[Any], object]) -> None:
     data = json.loads(path.read_text())
     change(data)
-    path.write_text(json.dumps(data))
+    path.write_text(json.dumps(data) + "\n")
 
 
 def refusal(folder: Path) -> str:
@@ -134,8 +134,14 @@ def test_a_changed_manifest_is_noticed(folder: Path) -> None:
     assert "config.json: changed since it was written" in refusal(folder)
     (folder / "manifest.json").write_text("{")
     assert "manifest.json: cannot be read" in refusal(folder)
-    (folder / "manifest.json").write_text("[]")
+    (folder / "manifest.json").write_text("[]\n")
     assert "manifest.json: must hold a JSON object" in refusal(folder)
+
+
+def test_a_manifest_without_its_last_byte_is_noticed(folder: Path) -> None:
+    whole = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(whole[:-1])
+    assert "manifest.json: cut off; use another checkpoint" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -28,6 +28,7 @@ from actwam.recipes.robots import add
 from actwam.train import prepare
 from actwam.train.config import Recipe, SourceConfig
 from actwam.train.datasets import open_datasets
+from actwam.train.encode import mixture
 from actwam.train.step import forward_losses
 from actwam.types import Group, Mode, Observation
 
@@ -219,7 +220,7 @@ def test_robots_share_a_batch_by_weight(place: Place) -> None:
     )
     datasets = open_datasets(made, {name: place.folder(name) for name in ("old", "new")})
     checkpoint = prepare.initial(made, datasets, place.root / "cache", silent)
-    batches = prepare.mixture(stage, checkpoint, datasets, place.root / "cache", silent)
+    batches = mixture(stage, checkpoint, datasets, place.root / "cache", silent)
     several = [batches.batch(step) for step in range(20)]
     share = np.mean([float((batch.embodiment == NEW.index).float().mean()) for batch in several])
     assert share == pytest.approx(0.25, abs=0.05)
@@ -240,7 +241,7 @@ def video_loss(checkpoint: Checkpoint, recipe: Recipe, place: Place, name: str) 
     source = next(source for source in recipe.stages[0].sources if source.mode is Mode.VIDEO)
     stage = replace(recipe.stages[0], sources=(source,), batch_size=64)
     datasets = open_datasets(replace(recipe, stages=(stage,)), {"video": place.folder(name)})
-    batch = prepare.mixture(stage, checkpoint, datasets, place.root / "cache", silent).batch(0)
+    batch = mixture(stage, checkpoint, datasets, place.root / "cache", silent).batch(0)
     noisy = add_noise(batch, stage.objective, tiny.draws(0, batch)).without_absent()
     lesson = tiny.lesson(noisy, batch, checkpoint.text)
     with torch.no_grad():

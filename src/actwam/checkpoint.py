@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,7 +30,7 @@ from torch import Tensor
 
 from actwam.data.embodiment import Embodiment
 from actwam.data.loader import Window
-from actwam.data.partial import partial_folder
+from actwam.data.partial import flush, partial_folder
 from actwam.data.transforms import FutureTransform, RobotTransform
 from actwam.model.codec import Codec, read_codec
 from actwam.model.config import TransformerConfig
@@ -122,14 +121,14 @@ def save(
         raise ValueError(
             f"{folder}: the checkpoint could not be written: {error}; free disk space and resume"
         ) from error
-    _flush(folder.parent)
+    flush(folder.parent)
 
 
 def write_manifest(folder: Path) -> None:
     """Write the hash of every file in it to its `manifest.json`, and ask the disk to keep all of them."""
     _write_json(folder / "manifest.json", _hashes(folder))
     for path in folder.rglob("*"):
-        _flush(path)
+        flush(path)
 
 
 def load(folder: Path) -> Checkpoint:
@@ -258,6 +257,8 @@ def verify(folder: Path) -> None:
     changed.
     """
     expected, found = read_json(folder / "manifest.json"), _hashes(folder)
+    if not (folder / "manifest.json").read_bytes().endswith(b"}\n"):
+        raise ValueError(f"{folder / 'manifest.json'}: cut off; use another checkpoint")
     for name in sorted({*expected, *found}):
         if name not in found:
             raise ValueError(f"{folder / name}: missing; the checkpoint is incomplete, use another")
@@ -320,12 +321,3 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    """Ask the disk to keep a file, or the entries of a folder, before anything relies on it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,6 +12,7 @@ import reaching
 
 from actwam.data import check_pictures, check_rows
 from actwam.data.check import check
+from actwam.data.check_episodes import _other_unit
 from actwam.data.check_pictures import Watch, cells
 from actwam.data.check_rows import evenly_timed, runs, usual_range
 from actwam.data.episode import Episode
@@ -131,6 +132,17 @@ def test_degrees_among_radians_and_the_other_way_round(tmp_path: Path) -> None:
         report = check(reaching.write(tmp_path / f"d{factor:.0f}", episodes), decode="none")
         assert [(problem.kind, problem.episode) for problem in report.problems] == [("units", 2)]
         assert "degrees and radians are mixed" in report.problems[0].what
+
+
+@pytest.mark.parametrize("factor", [1000.0, 0.001])
+def test_a_dimension_between_two_units_is_told_by_what_other_episodes_reach(factor: float) -> None:
+    """An episode that hardly moves along x: its ratio is 40, which alone says neither metres nor millimetres."""
+    usual = np.array([0.4, 0.6, 0.3, 0.05]) * (1.0 if factor > 1 else 1000.0)
+    level = usual * np.array([0.04 if factor > 1 else 25.0, 1.2, 0.9, 1 / factor]) * factor
+    units, found, scaled, certain = _other_unit(level, usual, 1.5 * usual)
+    assert (units, found, certain) == ("millimetres and metres", factor, True)
+    assert scaled == ((0, 1, 2) if factor > 1 else (1, 2))
+    assert not _other_unit(level, usual, 1000.0 * usual)[3]  # another episode reached as far
 
 
 def test_units_of_the_robot_are_compared(tmp_path: Path) -> None:

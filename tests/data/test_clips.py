@@ -165,6 +165,7 @@ def test_latents_of_clips_of_any_size_are_those_of_their_pictures(tmp_path: Path
     encoding = Encoding(
         dataset=found,
         cameras=("video",),
+        size=(8, 16),
         compose=view.picture,
         encode=means,
         time_stride=1,

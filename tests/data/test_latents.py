@@ -12,7 +12,7 @@ import pytest
 
 from actwam.data import latents as latents_module
 from actwam.data.dataset import LeRobotDataset
-from actwam.data.latents import Encoding, Latents, _require_space
+from actwam.data.latents import Encoding, Latents, require_space
 from actwam.data.partial import share
 from actwam.data.video import iterate_frames
 
@@ -41,9 +41,10 @@ def rows(*values: int) -> np.ndarray:
     return np.array(values, int)
 
 
-def build(dataset: LeRobotDataset, root: Path, **changes) -> Latents:
+def encoding(dataset: LeRobotDataset, root: Path, **changes) -> Encoding:
     arguments = {
         "cameras": CAMERAS,
+        "size": (32, 96),
         "compose": side_by_side,
         "encode": shrink,
         "time_stride": 1,
@@ -51,9 +52,13 @@ def build(dataset: LeRobotDataset, root: Path, **changes) -> Latents:
         "key": "shrink 8",
         "root": root,
     }
-    encoding = Encoding(dataset=dataset, **arguments | changes)
-    share(encoding.jobs)
-    return encoding.open()
+    return Encoding(dataset=dataset, **arguments | changes)
+
+
+def build(dataset: LeRobotDataset, root: Path, **changes) -> Latents:
+    made = encoding(dataset, root, **changes)
+    share(made.jobs)
+    return made.open()
 
 
 def every_row(latents: Latents) -> np.ndarray:
@@ -138,32 +143,37 @@ def test_a_window_without_future_is_one_frame_for_any_codec(dataset, tmp_path: P
     assert latents.window(rows(0, 99), rows(23, 99), ()).shape == (2, 3, 1, 4, 12)
 
 
-@pytest.mark.parametrize(("free", "fits"), [(28_800, True), (28_799, False)])
 def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_encoded(
-    dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, fits: bool
+    dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """100 rows of 3 x 4 x 12 float16 numbers are 28,800 bytes."""
-    calls = []
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
-    monkeypatch.setattr("actwam.data.latents.BATCH_FRAMES", 10)
-
-    def encode(clips: np.ndarray) -> np.ndarray:
-        calls.append(len(clips))
-        return shrink(clips)
-
-    if fits:
-        assert every_row(build(dataset, tmp_path, encode=encode)).nbytes == 28_800
-        return
+    """100 rows of 3 x 4 x 12 float16 numbers are 28,800 bytes; of all datasets together what is not there counts."""
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=28_800))
+    first, again, other = (encoding(dataset, tmp_path, key=key) for key in ("one", "one", "two"))
+    require_space([first])
     with pytest.raises(ValueError, match=r"the latents need 0\.0 GB, the disk has 0\.0 GB free; free some"):
-        build(dataset, tmp_path, encode=encode)
-    assert calls == [10]
-    assert left(tmp_path) == []
+        require_space([first, other])
+    share(first.jobs)
+    require_space([again, other])
+    assert (again.missing_bytes, other.missing_bytes) == (0, 28_800)
+    assert encoding(dataset, tmp_path, encode=pair, time_stride=2, offsets=(1, 2)).missing_bytes == 2 * 28_800
 
 
-def test_disk_space_is_told_in_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_space_is_told_in_gigabytes(dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=12_300_000_000))
+    monkeypatch.setattr(Encoding, "missing_bytes", 92_160_000_000)
     with pytest.raises(ValueError, match=r"need 92\.2 GB, the disk has 12\.3 GB free"):
-        _require_space(tmp_path, (1_000_000, 2, 48, 24, 20))
+        require_space([encoding(dataset, tmp_path)])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+def test_a_disk_that_is_full_is_one_line(dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda self, mode="r", **how: real(Path("/dev/full") if mode == "wb" else self, mode, **how)
+    )
+    with pytest.raises(ValueError, match=r"latents\.npy: cannot be written: .*No space left.*; free disk space"):
+        build(dataset, tmp_path)
+    assert left(tmp_path) == []
 
 
 def test_each_video_is_decoded_once_and_never_again(dataset, tmp_path: Path, monkeypatch) -> None:

@@ -11,7 +11,8 @@ import tiny
 from actwam.data.dataset import LeRobotDataset
 from actwam.data.writer import DatasetWriter
 from actwam.train.config import SourceConfig
-from actwam.train.prepare import encode, fit_robots
+from actwam.train.encode import encodings
+from actwam.train.prepare import fit_robots
 from actwam.types import Mode
 
 
@@ -26,7 +27,7 @@ def test_an_instruction_that_cannot_be_read_is_found_before_anything_is_encoded(
     checkpoint = tiny.checkpoint(robots=fit_robots(tiny.recipe(), {"squares": dataset}, tmp_path / "statistics"))
     sources = [SourceConfig(dataset="squares", mode=Mode.POLICY)]
     with pytest.raises(ValueError, match=r"data: episode 1: instruction has 7 words, this model reads 1 to 6"):
-        encode(sources, checkpoint, {"squares": dataset}, tmp_path / "cache", lambda *_: None)
+        encodings(sources, checkpoint, checkpoint.codec, {"squares": dataset}, tmp_path / "cache", lambda *_: None)
     assert not (tmp_path / "cache").exists()
 
 

@@ -26,9 +26,10 @@ from actwam.data.transforms import View
 from actwam.policy import Policy
 from actwam.train.config import CodecConfig, Recipe, SourceConfig
 from actwam.train.datasets import allow_open_files, open_datasets
+from actwam.train.encode import mixture
 from actwam.train.loop import Run, train
 from actwam.train.mixtures import expanded, resolve
-from actwam.train.prepare import initial, mixture
+from actwam.train.prepare import initial
 from actwam.types import Mode
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mixtures" / "gwp_pretraining.yaml"

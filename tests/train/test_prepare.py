@@ -20,11 +20,13 @@ from actwam.data.transforms import FutureTransform, ViewLayout, layout_of, t_lay
 from actwam.data.writer import DatasetWriter
 from actwam.model.text import HashedWords
 from actwam.train import codec as codec_module
+from actwam.train import encode as encode_module
 from actwam.train import prepare
 from actwam.train.codec import fit_codec, fitted_codec
 from actwam.train.config import CodecConfig, SourceConfig
 from actwam.train.datasets import open_datasets, recipe_views, require_finite
-from actwam.train.prepare import fit_robots, initial, mixture
+from actwam.train.encode import encode, encodings, mixture
+from actwam.train.prepare import fit_robots, initial
 from actwam.types import Mode
 
 WINDOW = Window(action_horizon=tiny.HORIZON, future_offsets=(1, 2, 3, 4))
@@ -47,7 +49,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def encoded(dataset: LeRobotDataset, checkpoint: Checkpoint, cache: Path) -> Latents:
-    return prepare.encode(sources(it=Mode.POLICY), checkpoint, {"it": dataset}, cache, silent)["it"]
+    codec = checkpoint.codec
+    encoding = encodings(sources(it=Mode.POLICY), checkpoint, codec, {"it": dataset}, cache, silent)["it"]
+    encode([encoding], codec)
+    return encoding.open()
 
 
 def whole(latents: Latents) -> np.ndarray:
@@ -296,9 +301,10 @@ def saved(folder: Path, **changes: Any) -> Path:
 def paired(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read the codec of every checkpoint as one that compresses time: what is stored of both is the same."""
     real = checkpoint_module.read_codec
-    monkeypatch.setattr(
-        checkpoint_module, "read_codec", lambda config, tensors: tiny.PairCodec(real({"kind": "patch_pca"}, tensors))
-    )
+    for module in (checkpoint_module, prepare):
+        monkeypatch.setattr(
+            module, "read_codec", lambda config, tensors: tiny.PairCodec(real({"kind": "patch_pca"}, tensors))
+        )
 
 
 def test_training_starts_from_a_checkpoint(
@@ -375,7 +381,7 @@ def test_a_future_that_does_not_fill_the_latents_of_the_codec_is_refused(
 def test_an_episode_too_short_for_a_latent_is_refused_before_anything_is_encoded(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "share", None)
+    monkeypatch.setattr(encode_module, "share", None)
     window = Window(action_horizon=tiny.HORIZON, future_offsets=(1, 14))
     checkpoint = tiny.checkpoint(codec=tiny.PairCodec(tiny.codec()), window=window)
     with pytest.raises(ValueError, match="squares: episode 0 has 14 frames, fewer than the 15 of one window"):

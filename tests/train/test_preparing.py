@@ -16,8 +16,9 @@ from actwam.data import latents
 from actwam.data.latents import Encoding
 from actwam.train import codec, statistics
 from actwam.train.datasets import open_datasets
+from actwam.train.encode import mixture
 from actwam.train.loop import Run, train
-from actwam.train.prepare import initial, mixture
+from actwam.train.prepare import initial
 
 CODE = """
 import sys, time

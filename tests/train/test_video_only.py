@@ -26,9 +26,10 @@ from actwam.objective import add_noise
 from actwam.policy import Policy
 from actwam.train.config import Recipe, SourceConfig
 from actwam.train.datasets import open_datasets
+from actwam.train.encode import mixture
 from actwam.train.loop import Run, train
 from actwam.train.metrics import read_metrics
-from actwam.train.prepare import fit_robots, initial, mixture
+from actwam.train.prepare import fit_robots, initial
 from actwam.train.step import forward_losses
 from actwam.types import Batch, Group, Mode
 

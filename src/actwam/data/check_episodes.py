@@ -36,8 +36,8 @@ START = 0.15
 
 UNITS = {"degrees and radians": math.degrees(1), "millimetres and metres": 1e3, "centimetres and metres": 1e2}
 CLOSE, CLEAR = 1.5, 3.0
-"""How far the median ratio may be from that of two units, and how far every ratio must be from half way to it (by
-logarithm) to be certain."""
+"""How far the median ratio may be from that of two units, and how far a ratio must be from half way to it, or from all
+other episodes, to be certain."""
 MOST_RADIANS, MOST_METRES = 4 * math.pi, 10.0
 """No joint makes more turns, no arm reaches farther."""
 
@@ -211,8 +211,9 @@ def find_scaled(parts: Parts, info: Info) -> Iterator[Scaled]:
             continue
         levels = np.array([np.quantile(np.abs(getattr(rows, field)), 0.9, axis=0) for _, _, rows in known], np.float64)
         usual = np.median(levels, axis=0)
-        for (episode, file, _), level in zip(known, levels, strict=True):
-            if (found := _other_unit(level, usual)) is None:
+        for number, ((episode, file, _), level) in enumerate(zip(known, levels, strict=True)):
+            highest = np.delete(levels, number, axis=0).max(0)
+            if (found := _other_unit(level, usual, highest)) is None:
                 continue
             units, factor, scaled, certain = found
             listed = ", ".join(names[i] for i in scaled)
@@ -221,9 +222,11 @@ def find_scaled(parts: Parts, info: Info) -> Iterator[Scaled]:
 
 
 def _other_unit(
-    level: Float[np.ndarray, "D"], usual: Float[np.ndarray, "D"]
+    level: Float[np.ndarray, "D"], usual: Float[np.ndarray, "D"], highest: Float[np.ndarray, "D"]
 ) -> tuple[str, float, tuple[int, ...], bool] | None:
-    """The two units, the factor, the dimensions that it scales, and whether each of them surely is one or is none."""
+    """The two units, the factor, the dimensions that it scales, and whether each of them surely is one or is none: its
+    ratio is far from half way between the units, or only in one of them it is not far above all other episodes.
+    """
     used = np.minimum(level, usual) > 0
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.where(used, np.log(level / usual), 0.0)
@@ -232,12 +235,15 @@ def _other_unit(
         limit = 2 * math.pi if "radians" in units else MOST_METRES
         for factor in (ratio, 1 / ratio):
             half = math.log(factor) / 2
-            scaled = np.flatnonzero(logs * np.sign(half) > abs(half))
+            far = np.abs(np.abs(logs) - abs(half)) > math.log(CLEAR)
+            plain, converted = level <= CLEAR * highest, level / factor <= CLEAR * highest
+            told = used & ~far & (plain != converted)
+            scaled = np.flatnonzero(np.where(told, converted, logs * np.sign(half) > abs(half)))
             if len(scaled) < 2 or np.maximum(level, usual)[scaled].max() <= limit:
                 continue
             away = abs(float(np.median(logs[scaled])) - 2 * half)
             if away < math.log(CLOSE) and (best is None or away < best[0]):
-                certain = bool((np.abs(np.abs(logs) - abs(half)) > math.log(CLEAR)).all())
+                certain = bool((far | told).all())
                 best = (away, units, factor, tuple(int(i) for i in scaled), certain)
     return None if best is None else best[1:]
 

@@ -8,12 +8,10 @@ written.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -223,20 +221,18 @@ class LeRobotDataset:
         Raises ValueError as `frames` does, and when a file goes on after its last episode.
         """
         size, wanted = self.camera(camera), range(len(self.episodes)) if episodes is None else episodes
-        left = Counter(episode.clips[camera].path for episode in islice(self.episodes, wanted.start, None))
         chosen = self.episodes[wanted.start : wanted.stop]
         decoders: dict[Path, Iterator[np.ndarray]] = {}
         with self.shelf.in_turn(list(dict.fromkeys(episode.clips[camera].path for episode in chosen))) as done:
             for episode in chosen:
                 clip = episode.clips[camera]
-                left[clip.path] -= 1
                 for piece in _pieces(episode.length, most):
                     if clip.path not in decoders:
                         self.shelf.bring(clip.path)
                         decoders[clip.path] = iterate_frames(clip.path, clip.first_frame)
                     with self._located(camera, episode):
                         frames = _take(decoders[clip.path], clip, piece, episode.length, size)
-                        is_last = piece.stop == episode.length and not left[clip.path]
+                        is_last = piece.stop == episode.length and self._last[camera][clip.path] == episode.index
                         if is_last and next(decoders.pop(clip.path), None) is not None:
                             what, fix = "video goes on after its last episode", "write the dataset again"
                             raise ValueError(Problem(file=clip.path, what=what, fix=fix))
@@ -257,6 +253,12 @@ class LeRobotDataset:
         videos = {clip.path for episode in self.episodes for clip in episode.clips.values()}
         whole = {path for part in ("meta", "data") for path in (self.folder / part).rglob("*") if path.is_file()}
         return digest_of(self.folder, sorted(videos | whole), whole, self.cache)
+
+    @cached_property
+    def _last(self) -> Mapping[str, Mapping[Path, int]]:
+        """The last episode of every video file, by the name of the camera."""
+        names = [camera.name for camera in self.cameras]
+        return {name: {episode.clips[name].path: episode.index for episode in self.episodes} for name in names}
 
     def _episode(self, index: int) -> EpisodeInfo:
         if not 0 <= index < len(self.episodes):

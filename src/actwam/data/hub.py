@@ -123,7 +123,10 @@ class HubShelf:
             yield done
         finally:
             stopped.set()
+            read.update(paths)
             room.release()
+            for path in paths:  # some are read to their end by others, or not at all
+                self._drop(path)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()

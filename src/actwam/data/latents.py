@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -36,7 +36,7 @@ PIECE_FRAMES = 8
 """Frames of a camera that are in memory at once, at whatever size they were recorded."""
 PIECE_ROWS = 20_000
 """Rows, in whole episodes, that a process encodes at a time, and loses if it is killed."""
-MAPPED = 1024
+MAPPED = 256
 """Pieces that are mapped at once, of all datasets together: each keeps a file open."""
 
 
@@ -104,11 +104,13 @@ class Encoding:
     clips of these to latents, stored as float16: `time_stride` pictures become one latent frame, except the first
     of a clip, which stands alone. `offsets` are the future frames of a window. `key` must change whenever
     `compose` or `encode` would give something else: put the codec's hash, the layout and its cameras in it.
-    `progress(done, total)` tells where in the rows of the dataset the work is.
+    `size` is the height and width of the picture. `progress(done, total)` tells where in the rows of the dataset the
+    work is.
     """
 
     dataset: Footage
     cameras: tuple[str, ...]
+    size: tuple[int, int]
     compose: Compose
     encode: Encode
     time_stride: int
@@ -121,9 +123,18 @@ class Encoding:
     def jobs(self) -> list[Job]:
         """All pieces, to be made with `data.partial.share`. Every video is decoded once, a few frames at a time.
 
-        Making one raises ValueError when the latents change shape, exceed float16 or do not fit on the disk.
+        Making one raises ValueError when the latents change shape or exceed float16, and when the disk is full.
         """
         return [(self._place(piece), partial(self._make, piece)) for piece in self._pieces]
+
+    @property
+    def missing_bytes(self) -> int:
+        """What the pieces take that are not there yet. Something is encoded to know."""
+        rows = sum(self._rows(piece) for piece in self._pieces if not self._place(piece).exists())
+        if not rows:
+            return 0
+        latents = self.encode(np.zeros((1, 1 + len(self._clip), *self.size, 3), np.uint8))
+        return rows * latents.size * np.dtype(np.float16).itemsize
 
     def open(self) -> Latents:
         """What was encoded. Raises ValueError if it is damaged."""
@@ -131,8 +142,8 @@ class Encoding:
         for piece, shape in zip(self._pieces, shapes, strict=True):
             if shape[1:] != shapes[0][1:]:
                 raise _unequal(self.dataset.where(piece.start), shape[1:], shapes[0][1:])
-        folder = self._place(self._pieces[0]).parent
-        return Latents(folder, _OnDisk([self._place(piece) for piece in self._pieces]), self.time_stride, self._clip)
+        on_disk = _OnDisk([self._place(piece) for piece in self._pieces])
+        return Latents(self._folder, on_disk, self.time_stride, self._clip)
 
     @property
     def _clip(self) -> tuple[int, ...]:
@@ -154,32 +165,36 @@ class Encoding:
     def _rows(self, piece: range) -> int:
         return sum(episode.length for episode in self.dataset.episodes[piece.start : piece.stop])
 
+    @cached_property
+    def _folder(self) -> Path:
+        return self.root / hashlib.sha256(json.dumps(self._identity).encode()).hexdigest()
+
     def _place(self, piece: range) -> Path:
-        name = hashlib.sha256(json.dumps(self._identity).encode()).hexdigest()
-        return self.root / name / f"{piece.start}-{piece.stop}"
+        return self._folder / f"{piece.start}-{piece.stop}"
 
     def _sheet(self, piece: range) -> dict[str, object]:
         return {**self._identity, "episodes": [piece.start, piece.stop], "rows": self._rows(piece)}
 
     def _make(self, piece: range, folder: Path) -> None:
-        array, first = None, self.dataset.episodes[piece.start].start
-        for where, row, latents in self._encoded(piece):
-            clips = latents.swapaxes(1, 2)
-            if array is None:
-                shape = (self._rows(piece), *clips.shape[1:])
-                missing = [other for other in self._pieces if not self._place(other).exists()]
-                _require_space(folder, (sum(map(self._rows, missing)), *shape[1:]))
-                array = np.lib.format.open_memmap(folder / ARRAY, mode="w+", dtype=np.float16, shape=shape)
-            if clips.shape[1:] != array.shape[1:]:
-                raise _unequal(where, clips.shape[1:], array.shape[1:])
-            array[row - first : row - first + len(clips)] = clips
-        assert array is not None  # an episode has at least one row
-        array.flush()
-        written = {"shape": list(array.shape), "sha256": _sha256(folder / ARRAY), "time": _time(folder / ARRAY)}
+        path, shape = folder / ARRAY, None
+        try:
+            with path.open("wb") as file:
+                for where, latents in self._encoded(piece):
+                    clips = latents.swapaxes(1, 2)
+                    if shape is None:
+                        shape = (self._rows(piece), *clips.shape[1:])
+                        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+                        np.lib.format.write_array_header_1_0(file, header)
+                    if clips.shape[1:] != shape[1:]:
+                        raise _unequal(where, clips.shape[1:], shape[1:])
+                    file.write(clips.astype("<f2").tobytes())
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be written: {error}; free disk space and run again") from error
+        written = {"shape": shape, "sha256": _sha256(path), "time": _time(path)}
         (folder / SHEET).write_text(json.dumps({**self._sheet(piece), **written}, indent=2) + "\n", encoding="utf-8")
 
-    def _encoded(self, piece: range) -> Iterator[tuple[str, int, Float32[np.ndarray, "B Z F h w"]]]:
-        """Where it comes from, its first row, and the latents of every batch of clips, in the order of rows.
+    def _encoded(self, piece: range) -> Iterator[tuple[str, Float32[np.ndarray, "B Z F h w"]]]:
+        """Where it comes from, and the latents of every batch of clips, in the order of rows.
 
         Of an episode only the composed pictures are held that a batch of clips reaches.
         """
@@ -198,9 +213,23 @@ class Encoding:
                 latents = self.encode(np.stack([held[row] for row in rows.flat]).reshape(*rows.shape, *held[0].shape))
                 where = dataset.where(episode.index)
                 _check_latents(latents, end - first, 1 + len(self._clip) // self.time_stride, where)
-                yield where, episode.start + first, latents
+                yield where, latents
                 self.progress(episode.start + end, total)
                 del held[: end - first]
+
+
+def require_space(encodings: Iterable[Encoding]) -> None:
+    """Raises ValueError when what is not encoded yet does not fit on the disk."""
+    needed = [(encoding.root, encoding.missing_bytes) for encoding in encodings]
+    for root in {root for root, missing in needed if missing}:
+        total = sum(missing for place, missing in needed if place == root)
+        root.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(root).free
+        if total > free:
+            raise ValueError(
+                f"{root}: the latents need {total / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
+                "free some or choose another folder for the cache"
+            )
 
 
 class _OnDisk(Sequence[np.ndarray]):
@@ -230,15 +259,6 @@ def _check_latents(latents: np.ndarray, count: int, frames: int, where: str) -> 
     limit = float(np.finfo(np.float16).max)
     if not (np.abs(latents) <= limit).all():
         raise ValueError(f"{where}: latents have NaN, Inf or numbers beyond {limit:g} of float16; rescale the codec")
-
-
-def _require_space(folder: Path, shape: tuple[int, ...]) -> None:
-    needed, free = np.float16(0).nbytes * int(np.prod(shape)), shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(
-            f"{folder.parent.parent}: the latents need {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
-            "free some or choose another folder for the cache"
-        )
 
 
 def _unequal(where: str, shape: Sequence[int], others: Sequence[int]) -> ValueError:

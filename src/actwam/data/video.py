@@ -7,12 +7,12 @@ picture, since FFmpeg's concealment would paint over it.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -146,10 +146,10 @@ class VideoIndex:
     def frames(self) -> int:
         return len(self.stamps)
 
-    @cached_property
-    def ranks(self) -> dict[int, int]:
-        """The number of every frame by its time stamp."""
-        return {stamp: rank for rank, stamp in enumerate(self.stamps)}
+    def rank(self, stamp: int | None) -> int | None:
+        """The number of the frame with this time stamp, if there is one."""
+        place = self.frames if stamp is None else bisect_left(self.stamps, stamp)
+        return place if place < self.frames and self.stamps[place] == stamp else None
 
     @property
     def seconds(self) -> float:
@@ -302,7 +302,7 @@ def _decoded(
     expected = start
     try:
         for frame in container.decode(stream):
-            rank = index.ranks.get(frame.pts)
+            rank = index.rank(frame.pts)
             if rank is None or rank < start:
                 continue  # leading pictures of an open group, which belong to the keyframe before
             if rank != expected or frame.is_corrupt:

@@ -27,7 +27,8 @@ from actwam.study.findings import add_latency, summarise
 from actwam.study.grid import SCALES, STUDIES, Study, study_of
 from actwam.study.records import Records
 from actwam.train.datasets import open_datasets
-from actwam.train.prepare import initial, mixture
+from actwam.train.encode import mixture
+from actwam.train.prepare import initial
 
 
 @dataclass(frozen=True, kw_only=True)

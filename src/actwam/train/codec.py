@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from actwam.data.dataset import Footage
@@ -21,7 +22,7 @@ from actwam.model.codec import PatchPCACodec
 from actwam.train.config import CodecConfig
 from actwam.types import Progress
 
-FILE = "codec.safetensors"
+FORMAT, FILE = 1, "codec.safetensors"
 AT_ONCE = 4
 """Videos that are decoded together."""
 
@@ -31,14 +32,17 @@ def fitted_codec(
 ) -> PatchPCACodec:
     """What `fit_codec` gives, from `cache` if it was fitted before; a process that comes meanwhile waits for it."""
     shown = [(dataset.digest, str(views[name].layout), dict(views[name].cameras)) for name, dataset in datasets.items()]
-    key = json.dumps([config.patch, config.channels, config.fit_frames, shown])
+    key = json.dumps([FORMAT, config.patch, config.channels, config.fit_frames, shown])
     folder = cache / "codec" / hashlib.sha256(key.encode()).hexdigest()
 
     def make(partial: Path) -> None:
         save_file(fit_codec(config, datasets, views, progress).tensors(), partial / FILE)
 
     share([(folder, make)])
-    return PatchPCACodec.from_tensors(load_file(folder / FILE))
+    try:
+        return PatchPCACodec.from_tensors(load_file(folder / FILE))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ValueError(f"{folder / FILE}: damaged ({error}); delete {folder} and run again") from error
 
 
 def fit_codec(

@@ -13,6 +13,7 @@ from actwam.data.clips import at_rate, holds_clips, open_clips
 from actwam.data.dataset import Footage, LeRobotDataset, require_embodiment
 from actwam.data.hub import address_of, open_shelf
 from actwam.data.info import read_info
+from actwam.data.latents import MAPPED
 from actwam.data.loader import Window, frames_needed, require_lengths, trusted_rows
 from actwam.data.transforms import View, whole_picture
 from actwam.train.config import Recipe, SourceConfig, StageConfig
@@ -20,8 +21,8 @@ from actwam.types import Mode
 
 AT_ONCE = 4
 """Datasets that are opened together."""
-FILES_OF_EACH, FILES_BESIDE = 4, 512
-"""Arrays of a dataset that are mapped (latents, state, action, confidence), and what else a process has open."""
+FILES_OF_EACH, FILES_BESIDE = 3, 512 + MAPPED
+"""Arrays of a dataset that stay mapped (state, action, confidence), and what else a process has open."""
 ROWS_AT_ONCE = 1 << 20
 
 

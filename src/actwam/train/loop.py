@@ -22,12 +22,13 @@ from actwam.train.adapt import adapt, published
 from actwam.train.config import Precision, Recipe, StageConfig
 from actwam.train.datasets import open_datasets, short_episodes
 from actwam.train.distill import Teacher
+from actwam.train.encode import mixture
 from actwam.train.feed import Feed
 from actwam.train.memory import own_need
 from actwam.train.metrics import Tracker, Watch, open_metrics
 from actwam.train.mixtures import resolve
 from actwam.train.parallel import World, joined
-from actwam.train.prepare import initial, mixture, require_recipe
+from actwam.train.prepare import initial, require_recipe
 from actwam.train.saving import LATEST, Saver, newest_whole, read_state
 from actwam.train.sound import require_sound
 from actwam.train.state import TrainState, learning_rate

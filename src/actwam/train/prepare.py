@@ -1,32 +1,26 @@
-"""Before the first step: codec and statistics fitted or taken over, latents cached."""
+"""Before the first step: what is fitted or taken over, and the system that training begins with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from random import sample
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
 
-from actwam.checkpoint import Checkpoint, load, read_setup
-from actwam.data.dataset import Footage, require_embodiment
+from actwam.checkpoint import Checkpoint, Setup, load, read_setup, stored_codec
+from actwam.data.dataset import Footage
 from actwam.data.embodiment import Embodiment
-from actwam.data.latents import Encoding, Latents
-from actwam.data.loader import Mixture, Source, require_lengths
 from actwam.data.normalize import Normalizer
-from actwam.data.partial import share
 from actwam.data.transforms import FutureTransform, RobotTransform
 from actwam.memory import device_of
-from actwam.model.text import TextEncoder
+from actwam.model.codec import Codec, read_codec
 from actwam.model.transformer import WorldActionTransformer
 from actwam.train.codec import fitted_codec
-from actwam.train.config import Recipe, SourceConfig, StageConfig
-from actwam.train.datasets import open_datasets, recipe_views, view_of
+from actwam.train.config import Recipe
+from actwam.train.datasets import open_datasets, recipe_views
+from actwam.train.encode import CPU, encode, encodings, mixture
 from actwam.train.grow import grow, kept_robots, known_robots, require_range
 from actwam.train.mixtures import resolve
 from actwam.train.padding import silence_padding
@@ -34,7 +28,6 @@ from actwam.train.sound import require_sound
 from actwam.train.statistics import robot_stats
 from actwam.types import Mode, Progress
 
-CPU = torch.device("cpu")
 CHANGE_WINDOWS = 512
 """Windows of the first stage that the scale of change is measured on."""
 
@@ -58,9 +51,9 @@ def prepare(
     datasets = open_datasets(recipe, data, cache)
     require_sound(recipe, datasets, cache, say)
     place = device_of(device)
-    made = initial(recipe, datasets, cache, progress, place)
-    for stage in recipe.stages:
-        encode(stage.sources, made, datasets, cache, progress, place)
+    setup, codec = fitted(recipe, datasets, cache, progress)
+    every = [encodings(stage.sources, setup, codec, datasets, cache, progress, place) for stage in recipe.stages]
+    encode([encoding for each in every for encoding in each.values()], codec)
 
 
 def require_recipe(checkpoint: Checkpoint, recipe: Recipe, source: Path) -> None:
@@ -126,16 +119,21 @@ def initial(
     progress: Progress,
     device: torch.device = CPU,
 ) -> Checkpoint:
-    """The system before training, on the CPU: fitted statistics, and either random weights and a fitted codec, or the
-    weights, the codec and the text encoder of `recipe.start`. `device` is where pictures are encoded.
+    """The system before training, on the CPU: what is `fitted`, and random weights, or those of `recipe.start`, with
+    projectors for new robots (`grow`). `device` is where pictures are encoded.
 
     Raises ValueError when the start does not fit the recipe, and when the window does not fit the codec.
     """
+    setup, codec = fitted(recipe, datasets, cache, progress)
     if recipe.start is None:
-        made = _fresh(recipe, datasets, cache, progress)
+        torch.manual_seed(recipe.stages[0].seed)
+        model = WorldActionTransformer(recipe.model)
     else:
-        made = _started(recipe, recipe.start, datasets, cache)
-    recipe.window.latent_frames(made.codec.time_stride)
+        start = load(recipe.start)
+        model, codec = start.model, start.codec
+        grow(model, read_setup(recipe.start), recipe)
+        model.config = recipe.model
+    made = Checkpoint(**{**vars(setup), "model": model}, codec=codec)
     if not recipe.model.noisy_padding:
         silence_padding(made.model, [robot.embodiment for robot in made.robots])
     if made.future.scale is not None or not recipe.future_as_change:
@@ -145,34 +143,43 @@ def initial(
     return replace(made, future=FutureTransform.fit(windows.latents.numpy(), windows.future_valid.numpy()))
 
 
-def _fresh(
-    recipe: Recipe,
-    datasets: Mapping[str, Footage],
-    cache: Path,
-    progress: Progress,
-) -> Checkpoint:
-    assert recipe.codec is not None  # a recipe without them has a start
-    assert recipe.text is not None
-    shown = {name: datasets[name] for name in recipe.codec.datasets or datasets}
-    codec = fitted_codec(recipe.codec, shown, recipe_views(recipe, shown), cache, progress)
-    torch.manual_seed(recipe.stages[0].seed)
-    return Checkpoint(
-        model=WorldActionTransformer(recipe.model),
-        codec=codec,
-        text=recipe.text,
-        table=recipe.table,
-        robots=fit_robots(recipe, datasets, cache),
-        window=recipe.window,
-        sampling=recipe.sampling,
-        trained={"recipe": recipe.name, "stage": None, "step": 0},
-    )
+def fitted(recipe: Recipe, datasets: Mapping[str, Footage], cache: Path, progress: Progress) -> tuple[Setup, Codec]:
+    """All of the system but its weights, which are not read: with the statistics and the codec fitted, or those of
+    `recipe.start`. Robots that it knows keep their statistics (`known_robots`); its others stand behind those of the
+    recipe.
 
-
-def _started(recipe: Recipe, folder: Path, datasets: Mapping[str, Footage], cache: Path) -> Checkpoint:
-    """The checkpoint in `folder` with the robots, the table and the window of the recipe, and with its own robots
-    behind them. Robots that it knows keep their statistics (`known_robots`), new ones get projectors (`grow`).
+    Raises ValueError as `initial` does.
     """
-    setup = read_setup(folder)
+    trained = {"recipe": recipe.name, "stage": None, "step": 0}
+    sides: dict[str, Any] = {
+        "table": recipe.table,
+        "window": recipe.window,
+        "sampling": recipe.sampling,
+        "trained": trained,
+    }
+    if recipe.start is None:
+        assert recipe.codec is not None  # a recipe without them has a start
+        assert recipe.text is not None
+        shown = {name: datasets[name] for name in recipe.codec.datasets or datasets}
+        codec: Codec = fitted_codec(recipe.codec, shown, recipe_views(recipe, shown), cache, progress)
+        robots = fit_robots(recipe, datasets, cache)
+        setup = Setup(model=recipe.model, text=recipe.text, robots=robots, future=FutureTransform(), **sides)
+    else:
+        began = read_setup(recipe.start)
+        require_fitting_start(began, recipe)
+        known, kept = known_robots(recipe, began), kept_robots(recipe, began)
+        robots = (*fit_robots(recipe, datasets, cache, known), *kept)
+        for robot in known.values():
+            for dataset in _datasets_of(recipe, datasets, robot.embodiment, {Mode.POLICY, Mode.INVERSE, Mode.WORLD}):
+                require_range(robot, dataset, recipe.window, recipe.start, cache)
+        setup = replace(began, model=recipe.model, robots=robots, **sides)
+        codec = read_codec(*stored_codec(recipe.start))
+    recipe.window.latent_frames(codec.time_stride)
+    return setup, codec
+
+
+def require_fitting_start(setup: Setup, recipe: Recipe) -> None:
+    """Raises ValueError, naming what is different, when the start of a recipe is no start for it."""
     found, wanted = setup.model.to_json(), recipe.model.to_json()
     other = [
         f"{name} is {found[name]}, not {wanted[name]}"
@@ -185,134 +192,7 @@ def _started(recipe: Recipe, folder: Path, datasets: Mapping[str, Footage], cach
     if recipe.future_as_change != (setup.future.scale is not None):
         other.append(f"future_as_change is {not recipe.future_as_change}")
     if other:
-        raise ValueError(f"{folder}: does not fit recipe {recipe.name}: {'; '.join(other)}; change one of them")
-    known, kept = known_robots(recipe, setup), kept_robots(recipe, setup)
-    robots = (*fit_robots(recipe, datasets, cache, known), *kept)
-    for robot in known.values():
-        for dataset in _datasets_of(recipe, datasets, robot.embodiment, {Mode.POLICY, Mode.INVERSE, Mode.WORLD}):
-            require_range(robot, dataset, recipe.window, folder, cache)
-    start = load(folder)
-    grow(start.model, setup, recipe)
-    start.model.config = recipe.model
-    return replace(
-        start,
-        table=recipe.table,
-        robots=robots,
-        window=recipe.window,
-        sampling=recipe.sampling,
-        trained={"recipe": recipe.name, "stage": None, "step": 0},
-        digest=None,
-    )
-
-
-def mixture(
-    stage: StageConfig,
-    checkpoint: Checkpoint,
-    datasets: Mapping[str, Footage],
-    cache: Path,
-    progress: Progress,
-    device: torch.device = CPU,
-) -> Mixture:
-    """The batches of a stage, from cached latents; `device` encodes those that are not cached yet."""
-    robots = [_robot_of(checkpoint.robots, datasets[source.dataset], source.mode) for source in stage.sources]
-    latents = encode(stage.sources, checkpoint, datasets, cache, progress, device)
-    sources = [
-        Source(
-            datasets[source.dataset],
-            latents[source.dataset],
-            robot,
-            checkpoint.window,
-            source.mode,
-            source.weight,
-            checkpoint.future,
-            source.min_confidence,
-            source.leave_short,
-        )
-        for source, robot in zip(stage.sources, robots, strict=True)
-    ]
-    return Mixture(sources, stage.batch_size, stage.seed)
-
-
-def encode(
-    sources: Sequence[SourceConfig],
-    checkpoint: Checkpoint,
-    datasets: Mapping[str, Footage],
-    cache: Path,
-    progress: Progress,
-    device: torch.device = CPU,
-) -> dict[str, Latents]:
-    """The latents of the datasets of some sources, keyed by dataset, codec, layout and cameras: from `cache`, or
-    encoded on `device` by this process and all that do the same now.
-
-    Raises ValueError, before anything is encoded, when an episode is too short for the window, or its instruction empty
-    or too long.
-    """
-    codec, stride = checkpoint.codec, checkpoint.codec.time_stride
-    views = {robot.embodiment.name: robot.view for robot in checkpoint.robots}
-    used = {source.dataset: datasets[source.dataset] for source in sources}
-    for source in sources:
-        if not source.leave_short:
-            require_lengths(used[source.dataset], checkpoint.window, {source.mode}, stride)
-    embed_instructions(used.values(), checkpoint.text)
-
-    def on_device(pictures: UInt8[np.ndarray, "B T H W 3"]) -> Float32[np.ndarray, "B Z F h w"]:
-        return codec.to(device).encode(torch.from_numpy(pictures)).cpu().numpy()
-
-    total = sum(len(dataset.state) for dataset in used.values())
-    encodings: dict[str, Encoding] = {}
-    for source in sources:
-        if source.dataset in encodings:
-            continue
-        dataset = used[source.dataset]
-        view = view_of(dataset, source.view, views)
-        before = sum(len(encoding.dataset.state) for encoding in encodings.values())
-        encodings[source.dataset] = Encoding(
-            dataset=dataset,
-            cameras=tuple(view.cameras.values()),
-            compose=view.picture,
-            encode=on_device,
-            time_stride=stride,
-            offsets=checkpoint.window.future_offsets,
-            key=f"{codec.digest()} {view.layout} {dict(view.cameras)}",
-            root=cache,
-            progress=partial(lambda before, done, _: progress("latents", before + done, total), before),
-        )
-    share([job for encoding in encodings.values() for job in encoding.jobs])
-    codec.to(CPU)  # training needs the memory of the device for itself
-    return {name: encoding.open() for name, encoding in encodings.items()}
-
-
-def embed_instructions(datasets: Iterable[Footage], text: TextEncoder) -> None:
-    """Embed every instruction now: none fails in the middle of training then, nor is a large encoder loaded there.
-
-    Where several processes do so, each takes what is not there yet in an order of its own. Raises ValueError naming the
-    first episode of an instruction that is empty or too long.
-    """
-    places: dict[str, str] = {}
-    for dataset in datasets:
-        for episode in dataset.episodes:
-            if episode.instruction not in places:
-                places[episode.instruction] = dataset.where(episode.index)
-    with suppress(ValueError):
-        for instruction in sample(list(places), len(places)):
-            text.encode([instruction])
-    for instruction, where in places.items():
-        try:
-            text.encode([instruction])
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-
-
-def _robot_of(robots: Sequence[RobotTransform], dataset: Footage, mode: Mode) -> RobotTransform:
-    """The robot that a dataset was recorded on; for video, which needs none, any."""
-    if mode is Mode.VIDEO:
-        return robots[0]
-    robot = next((robot for robot in robots if robot.embodiment.name == dataset.robot_type), None)
-    if robot is None:
-        known = ", ".join(robot.embodiment.name for robot in robots)
-        raise ValueError(f"{dataset.folder}: recorded on {dataset.robot_type!r}, this checkpoint knows {known}")
-    require_embodiment(dataset, robot.embodiment, needs_state=False)
-    return robot
+        raise ValueError(f"{recipe.start}: does not fit recipe {recipe.name}: {'; '.join(other)}; change one of them")
 
 
 def _datasets_of(recipe: Recipe, datasets: Mapping[str, Footage], robot: Embodiment, modes: set[Mode]) -> list[Footage]:

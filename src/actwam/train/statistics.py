@@ -9,18 +9,22 @@ from functools import partial, reduce
 from operator import add
 from pathlib import Path
 from typing import TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float32
 
 from actwam.data.dataset import Footage, pieces_of
+from actwam.data.digest import write_whole
 from actwam.data.embodiment import Embodiment
+from actwam.data.info import read_json
 from actwam.data.loader import Window, action_chunks
 from actwam.data.normalize import NormStats
 from actwam.data.partial import share
 from actwam.data.quantiles import CloserLook, Look, Sought, look, look_closer, sought, stats_of
 from actwam.data.transforms import relative
 
+FORMAT, TABLE = 1, "table.npz"
 PIECE_ROWS = 500_000
 """Rows that a process looks at before it writes down what it saw."""
 
@@ -78,22 +82,37 @@ def _stats(
     cache: Path,
 ) -> NormStats:
     keys = [[(dataset.digest, part.start, part.stop) for dataset, part in piece] for piece in pieces]
+    result = cache / "statistics" / _key("all", what, "", keys)
+    sheet = result / "stats.json"
+    if sheet.exists():
+        return NormStats.from_json(read_json(sheet))
 
     def made(kind: type[Table], more: str, count: Callable[[Piece], Table]) -> Table:
         """The tables of all pieces, counted here or by others, as one."""
-        digests = (hashlib.sha256(json.dumps([kind.__name__, what, more, key]).encode()).hexdigest() for key in keys)
-        folders = [cache / "statistics" / digest for digest in digests]
+        folders = [cache / "statistics" / _key(kind.__name__, what, more, key) for key in keys]
         share([(folder, partial(_write, count, piece)) for folder, piece in zip(folders, pieces, strict=True)])
-        tables = (kind(**np.load(folder / "table.npz", allow_pickle=False)) for folder in folders)
-        return reduce(add, tables)
+        return reduce(add, (_read(kind, folder) for folder in folders))
 
     first = made(Look, "", lambda piece: look(blocks(piece), names))
     aim = sought(first, names)
-    return stats_of(names, first, made(CloserLook, _digest(aim), lambda piece: look_closer(blocks(piece), aim)))
+    stats = stats_of(names, first, made(CloserLook, _digest(aim), lambda piece: look_closer(blocks(piece), aim)))
+    share([(result, lambda folder: write_whole(folder / sheet.name, json.dumps(stats.to_json())))])
+    return stats
 
 
 def _write(count: Callable[[Piece], Look | CloserLook], piece: Piece, folder: Path) -> None:
-    np.savez_compressed(folder / "table.npz", **vars(count(piece)))
+    np.savez_compressed(folder / TABLE, **vars(count(piece)))
+
+
+def _read(kind: type[Table], folder: Path) -> Table:
+    try:
+        return kind(**np.load(folder / TABLE, allow_pickle=False))
+    except (OSError, ValueError, TypeError, BadZipFile) as error:
+        raise ValueError(f"{folder / TABLE}: damaged ({error}); delete {folder} and run again") from error
+
+
+def _key(*what: object) -> str:
+    return hashlib.sha256(json.dumps([FORMAT, *what]).encode()).hexdigest()
 
 
 def _digest(aim: Sought) -> str:
