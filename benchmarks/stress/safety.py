@@ -1,6 +1,6 @@
 """Whether the safety filter of the client ever lets a command pass a limit: random limits, rates and targets.
 
-    python benchmarks/stress/safety.py [OUT.json] [--sequences 1000000] [--steps 100] [--seed 0]
+    python -m benchmarks.stress OUT.json --only safety
 
 Every sequence is one joint with limits and a rate of its own (10 to 1000 Hz), its own kind of targets (`KINDS`), and a
 stop at its end. Limits are drawn by how many steps they take: to the largest acceleration, to full speed, through the
@@ -15,9 +15,6 @@ targets and widths that are wrong are then given to `SafetyFilter` itself, one s
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -257,22 +254,3 @@ def _filtered(
     found["commands"] += len(path)
     found["faults"] += sum(guard.faults.values())
     found["violations"] += int(sum(beyond))
-
-
-def main() -> None:
-    from actwam.provenance import provenance
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", nargs="?", default="benchmarks/results/stress_safety.json")
-    parser.add_argument("--sequences", type=int, default=1_000_000)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    found = run(given.sequences, given.steps, given.seed)
-    report = {"asked": given.sequences, "steps": given.steps, "seed": given.seed, **found, "provenance": provenance()}
-    Path(given.out).write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
-
-
-if __name__ == "__main__":
-    main()

@@ -61,3 +61,8 @@ def test_parts_add_up_to_the_whole(cuts: tuple[int, ...]) -> None:
         assert getattr(found, column) == getattr(whole, column)
     assert np.allclose(found.mean, whole.mean, rtol=1e-13)
     assert np.allclose(found.std, whole.std, rtol=1e-13)
+
+
+def test_a_robot_that_feels_nothing_has_statistics_of_nothing() -> None:
+    stats = compute_stats(np.empty((7, 0), np.float32), ())
+    assert (stats.count, stats.names, stats.q01) == (7, (), ())

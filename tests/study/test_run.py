@@ -48,7 +48,7 @@ def test_a_study_leaves_findings_a_table_and_a_figure(done: Path) -> None:
 
 def test_cells_read_the_latents_that_were_made_for_them(done: Path) -> None:
     """Those of the demonstrations; others would come of a codec that differs in its last bits."""
-    assert len(list((done / "cache").glob("*/latents.json"))) == 1
+    assert len(list((done / "cache").glob("*/*/latents.json"))) == 1
 
 
 def test_a_finished_cell_is_not_trained_again(done: Path) -> None:

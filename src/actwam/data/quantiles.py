@@ -106,7 +106,9 @@ def sought(first: Look, names: tuple[str, ...]) -> Sought:
         raise ValueError(f"statistics of {names}: no rows; there is nothing to normalise by")
     count, counts = int(first.count), np.cumsum(first.upper, axis=1)
     ranks = [rank for quantile in QUANTILES for rank in _between(count, quantile)[:2]]
-    upper = np.stack([np.searchsorted(line, ranks, "right") for line in counts])
+    upper = np.array([np.searchsorted(line, ranks, "right") for line in counts], np.int64).reshape(
+        len(counts), len(ranks)
+    )
     behind = np.take_along_axis(np.pad(counts, [(0, 0), (1, 0)]), upper, axis=1)
     return Sought(first.total / count, upper, np.array(ranks) - behind)
 
