@@ -46,7 +46,7 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         code = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="actwam", description=__doc__)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         stderr.print(f"actwam: {error}", markup=False, soft_wrap=True)
         code = 2
     except KeyboardInterrupt:

@@ -331,7 +331,10 @@ def other_sheet(**changes) -> object:
         (damage_byte, r"latents\.npy: missing or damaged.*delete .* and run again"),
         (lambda folder: os.truncate(folder / "latents.npy", 500), r"latents\.npy: missing or damaged"),
         (lambda folder: (folder / "latents.npy").unlink(), r"latents\.npy: missing or damaged"),
-        (lambda folder: (folder / "latents.json").unlink(), r"latents\.json: file is missing"),
+        (
+            lambda folder: (folder / "latents.json").unlink(),
+            r"latents\.json: missing or damaged; delete .* and run again",
+        ),
         (other_sheet(shape=[100, 1, 3, 4, 13]), r"float16 of shape \(100, 1, 3, 4, 12\), expected"),
         (other_sheet(offsets=[1]), "belongs to another dataset or codec"),
         (other_sheet(key="another"), "belongs to another dataset or codec"),

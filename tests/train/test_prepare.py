@@ -183,6 +183,12 @@ def test_the_codec_is_fitted_once_for_the_same_frames(
     assert first.digest() not in {codec.digest() for codec in others}
     monkeypatch.delattr(codec_module, "_pictures")
     assert fitted_codec(config, datasets, views, tmp_path, silent).digest() == first.digest()
+    for file in tmp_path.rglob("codec.safetensors"):
+        data = bytearray(file.read_bytes())
+        data[-3] ^= 1
+        file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"codec\.safetensors: damaged: .*; delete .* and run again"):
+        fitted_codec(config, datasets, views, tmp_path, silent)
 
 
 def test_latents_are_encoded_once_and_again_for_another_codec(

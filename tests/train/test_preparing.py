@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+from actwam.cli import main
 from actwam.commands.training import prepare as command
 from actwam.data import latents
 from actwam.data.latents import Encoding
@@ -74,6 +75,20 @@ def test_workers_share_what_there_is_to_do_and_one_that_is_killed_costs_its_piec
     for module, name in ((codec, "_pictures"), (Encoding, "_encoded"), (statistics, "action_chunks")):
         monkeypatch.delattr(module, name)
     train(tiny.recipe(), {"squares": data}, Run(out=tmp_path / "run", cache=cache))
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    given = ["prepare", "tiny:recipe", "--data", "squares", str(data), "--cache", str(tmp_path / "file")]
+    monkeypatch.setattr(sys, "argv", ["actwam", *given])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("actwam: ")
+    assert str(tmp_path / "file") in said
 
 
 def test_what_is_prepared_is_what_training_alone_would_make(data: Path, tmp_path: Path) -> None:

@@ -272,7 +272,10 @@ def _checked(folder: Path, expected: Mapping[str, object]) -> list[int]:
     copied, or changed.
     """
     repair = f"delete {folder} and run again"
-    sheet = read_json(folder / SHEET)
+    try:
+        sheet = read_json(folder / SHEET)
+    except ValueError as error:
+        raise ValueError(f"{folder / SHEET}: missing or damaged; {repair}") from error
     if {name: sheet.get(name) for name in expected} != expected:
         raise ValueError(f"{folder / SHEET}: belongs to another dataset or codec; {repair}")
     path = folder / ARRAY

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from actwam.data.dataset import Footage
 from actwam.data.latents import PIECE_FRAMES
@@ -22,7 +22,7 @@ from actwam.model.codec import PatchPCACodec
 from actwam.train.config import CodecConfig
 from actwam.types import Progress
 
-FORMAT, FILE = 1, "codec.safetensors"
+FORMAT, FILE, DIGEST = 2, "codec.safetensors", "digest"
 AT_ONCE = 4
 """Videos that are decoded together."""
 
@@ -36,13 +36,23 @@ def fitted_codec(
     folder = cache / "codec" / hashlib.sha256(key.encode()).hexdigest()
 
     def make(partial: Path) -> None:
-        save_file(fit_codec(config, datasets, views, progress).tensors(), partial / FILE)
+        codec = fit_codec(config, datasets, views, progress)
+        try:
+            save_file(codec.tensors(), partial / FILE, {DIGEST: codec.digest()})
+        except SafetensorError as error:
+            raise ValueError(f"{folder / FILE}: cannot be written: {error}; free disk space and run again") from error
 
     share([(folder, make)])
+    repair = f"delete {folder} and run again"
     try:
-        return PatchPCACodec.from_tensors(load_file(folder / FILE))
+        with safe_open(folder / FILE, "pt") as file:
+            codec = PatchPCACodec.from_tensors({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            digest = (file.metadata() or {}).get(DIGEST)
     except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(f"{folder / FILE}: damaged ({error}); delete {folder} and run again") from error
+        raise ValueError(f"{folder / FILE}: damaged ({error}); {repair}") from error
+    if digest != codec.digest():
+        raise ValueError(f"{folder / FILE}: damaged: not the codec that was fitted; {repair}")
+    return codec
 
 
 def fit_codec(

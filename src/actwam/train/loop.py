@@ -115,6 +115,8 @@ def _train_one(
         start = load(source)
         require_recipe(start, recipe, source)
     else:
+        if run.resume:
+            run.say(f"{folder}: no checkpoint to go on from; training begins")
         start = initial(recipe, datasets, run.cache, run.progress, here.device)
         world.require_same(fitted(start))
     for name, short in short_episodes(stage, datasets, start.window, start.codec.time_stride).items():

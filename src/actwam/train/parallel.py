@@ -8,6 +8,7 @@ pieces of which there are several copies (HSDP; 1: whole copies everywhere). The
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,6 +115,7 @@ class World:
             _see_through(kind)
         for parameter in model.parameters():
             dist.broadcast(parameter.data, src=0)
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing changes it in place
         for block in model.blocks:
             fully_shard(block, mesh=self.mesh)
         fully_shard(model, mesh=self.mesh)

@@ -54,6 +54,9 @@ def prepare(
     setup, codec = fitted(recipe, datasets, cache, progress)
     every = [encodings(stage.sources, setup, codec, datasets, cache, progress, place) for stage in recipe.stages]
     encode([encoding for each in every for encoding in each.values()], codec)
+    made = {name: encoding.open() for each in every for name, encoding in each.items()}
+    rows = sum(len(piece) for latents in made.values() for piece in latents.pieces)
+    say(f"prepared: {rows} rows of {len(made)} datasets")
 
 
 def require_recipe(checkpoint: Checkpoint, recipe: Recipe, source: Path) -> None:

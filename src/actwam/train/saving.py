@@ -125,20 +125,24 @@ def newest_whole(folder: Path, world: World, say: Callable[[str], None]) -> tupl
 
     Raises ValueError when none of them can be read.
     """
-    found, broken = checkpoints(folder), list[Path]()
+    found, broken = checkpoints(folder), dict[Path, ValueError]()
     for path in reversed(found):
         try:
             made = load(path)
         except ValueError as error:
-            say(f"{error}; put aside")
-            broken.append(path)
+            broken[path] = error
             continue
         world.wait()
-        for other in broken if world.first else []:
-            other.rename(_aside(other))
+        for other, problem in broken.items():
+            say(f"{problem}; put aside")
+            if world.first:
+                other.rename(_aside(other))
         return path, made
     if found:
-        raise ValueError(f"{folder}: none of its {len(found)} checkpoints can be read: train the stage again elsewhere")
+        first = next(iter(broken.values()))
+        raise ValueError(
+            f"{folder}: none of its {len(found)} checkpoints can be read: train again in another --out ({first})"
+        )
     return None
 
 

@@ -85,7 +85,10 @@ def _stats(
     result = cache / "statistics" / _key("all", what, "", keys)
     sheet = result / "stats.json"
     if sheet.exists():
-        return NormStats.from_json(read_json(sheet))
+        try:
+            return NormStats.from_json(read_json(sheet))
+        except ValueError as error:
+            raise ValueError(f"{sheet}: damaged; delete {result} and run again") from error
 
     def made(kind: type[Table], more: str, count: Callable[[Piece], Table]) -> Table:
         """The tables of all pieces, counted here or by others, as one."""
