@@ -15,7 +15,7 @@ from actwam.data.embodiment import Embodiment
 from actwam.data.normalize import Normalizer
 from actwam.data.transforms import FutureTransform, RobotTransform
 from actwam.memory import device_of
-from actwam.model.codec import Codec, read_codec
+from actwam.model.codec import Codec, PatchPCACodec, read_codec
 from actwam.model.transformer import WorldActionTransformer
 from actwam.train.codec import fitted_codec
 from actwam.train.config import Recipe
@@ -51,7 +51,11 @@ def prepare(
     datasets = open_datasets(recipe, data, cache)
     require_sound(recipe, datasets, cache, say)
     place = device_of(device)
-    setup, codec = fitted(recipe, datasets, cache, progress)
+    setup = begun(recipe, datasets, cache)
+    if recipe.start is None:
+        codec: Codec = _fitted_codec(recipe, datasets, cache, progress)
+    else:
+        codec = read_codec(*stored_codec(recipe.start))
     every = [encodings(stage.sources, setup, codec, datasets, cache, progress, place) for stage in recipe.stages]
     encode([encoding for each in every for encoding in each.values()], codec)
     made = {name: encoding.open() for each in every for name, encoding in each.items()}
@@ -122,13 +126,14 @@ def initial(
     progress: Progress,
     device: torch.device = CPU,
 ) -> Checkpoint:
-    """The system before training, on the CPU: what is `fitted`, and random weights, or those of `recipe.start`, with
-    projectors for new robots (`grow`). `device` is where pictures are encoded.
+    """The system before training, on the CPU: what has `begun`, with a fitted codec and random weights, or with those
+    of `recipe.start` and projectors for new robots (`grow`). `device` is where pictures are encoded.
 
     Raises ValueError when the start does not fit the recipe, and when the window does not fit the codec.
     """
-    setup, codec = fitted(recipe, datasets, cache, progress)
+    setup = begun(recipe, datasets, cache)
     if recipe.start is None:
+        codec: Codec = _fitted_codec(recipe, datasets, cache, progress)
         torch.manual_seed(recipe.stages[0].seed)
         model = WorldActionTransformer(recipe.model)
     else:
@@ -136,6 +141,7 @@ def initial(
         model, codec = start.model, start.codec
         grow(model, read_setup(recipe.start), recipe)
         model.config = recipe.model
+    recipe.window.latent_frames(codec.time_stride)
     made = Checkpoint(**{**vars(setup), "model": model}, codec=codec)
     if not recipe.model.noisy_padding:
         silence_padding(made.model, [robot.embodiment for robot in made.robots])
@@ -146,12 +152,11 @@ def initial(
     return replace(made, future=FutureTransform.fit(windows.latents.numpy(), windows.future_valid.numpy()))
 
 
-def fitted(recipe: Recipe, datasets: Mapping[str, Footage], cache: Path, progress: Progress) -> tuple[Setup, Codec]:
-    """All of the system but its weights, which are not read: with the statistics and the codec fitted, or those of
-    `recipe.start`. Robots that it knows keep their statistics (`known_robots`); its others stand behind those of the
-    recipe.
+def begun(recipe: Recipe, datasets: Mapping[str, Footage], cache: Path) -> Setup:
+    """All of the system but its weights and its codec, with the statistics of the data. Robots that `recipe.start`
+    knows keep theirs (`known_robots`); its others stand behind those of the recipe.
 
-    Raises ValueError as `initial` does.
+    Raises ValueError when the start does not fit the recipe, and when data is far outside of statistics that stay.
     """
     trained = {"recipe": recipe.name, "stage": None, "step": 0}
     sides: dict[str, Any] = {
@@ -161,24 +166,23 @@ def fitted(recipe: Recipe, datasets: Mapping[str, Footage], cache: Path, progres
         "trained": trained,
     }
     if recipe.start is None:
-        assert recipe.codec is not None  # a recipe without them has a start
-        assert recipe.text is not None
-        shown = {name: datasets[name] for name in recipe.codec.datasets or datasets}
-        codec: Codec = fitted_codec(recipe.codec, shown, recipe_views(recipe, shown), cache, progress)
+        assert recipe.text is not None  # a recipe without it has a start
         robots = fit_robots(recipe, datasets, cache)
-        setup = Setup(model=recipe.model, text=recipe.text, robots=robots, future=FutureTransform(), **sides)
-    else:
-        began = read_setup(recipe.start)
-        require_fitting_start(began, recipe)
-        known, kept = known_robots(recipe, began), kept_robots(recipe, began)
-        robots = (*fit_robots(recipe, datasets, cache, known), *kept)
-        for robot in known.values():
-            for dataset in _datasets_of(recipe, datasets, robot.embodiment, {Mode.POLICY, Mode.INVERSE, Mode.WORLD}):
-                require_range(robot, dataset, recipe.window, recipe.start, cache)
-        setup = replace(began, model=recipe.model, robots=robots, **sides)
-        codec = read_codec(*stored_codec(recipe.start))
-    recipe.window.latent_frames(codec.time_stride)
-    return setup, codec
+        return Setup(model=recipe.model, text=recipe.text, robots=robots, future=FutureTransform(), **sides)
+    start = read_setup(recipe.start)
+    require_fitting_start(start, recipe)
+    known, kept = known_robots(recipe, start), kept_robots(recipe, start)
+    robots = (*fit_robots(recipe, datasets, cache, known), *kept)
+    for robot in known.values():
+        for dataset in _datasets_of(recipe, datasets, robot.embodiment, {Mode.POLICY, Mode.INVERSE, Mode.WORLD}):
+            require_range(robot, dataset, recipe.window, recipe.start, cache)
+    return replace(start, model=recipe.model, robots=robots, **sides)
+
+
+def _fitted_codec(recipe: Recipe, datasets: Mapping[str, Footage], cache: Path, progress: Progress) -> PatchPCACodec:
+    assert recipe.codec is not None  # a recipe without it has a start
+    shown = {name: datasets[name] for name in recipe.codec.datasets or datasets}
+    return fitted_codec(recipe.codec, shown, recipe_views(recipe, shown), cache, progress)
 
 
 def require_fitting_start(setup: Setup, recipe: Recipe) -> None:
